@@ -1,0 +1,1 @@
+"""Spectral-update operators."""

@@ -1,0 +1,1 @@
+"""PEFT methods. LoRSA is ours; everything PEFT has comes from PEFT."""

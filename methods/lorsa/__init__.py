@@ -1,0 +1,1 @@
+"""LoRSA: Low-Rank Spectral Adaptation."""

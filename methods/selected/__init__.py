@@ -1,0 +1,1 @@
+"""Training a selection of the model's own parameters: everything, nothing but the head, or the biases."""

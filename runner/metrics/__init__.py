@@ -1,0 +1,1 @@
+"""GLUE's metrics, behind the interface of `evaluate`."""

@@ -1,0 +1,146 @@
+"""The shape of a job: every key that a config may have, with its type.
+
+`lorsa-run` merges the composed YAML onto these classes, so an unknown key or a wrong type is refused before anything is
+loaded. What a value means and which ones are sensible is said in the YAML files under conf/; ranges and combinations
+are checked in `validate.py`. Nothing heavy may be imported here: this module is on the path of `lorsa-run --help`.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from omegaconf import MISSING
+
+
+@dataclass
+class ModuleGroups:
+    """Names of the linear modules of one architecture, as PEFT's `target_modules` takes them (list, or regex string)."""
+
+    attention: Any = MISSING
+    mlp: Any = MISSING
+    all: Any = MISSING
+    key_value: Any = MISSING
+    feedforward: Any = MISSING
+
+
+@dataclass
+class ModelConfig:
+    """A pretrained model and how to load it."""
+
+    name: str = MISSING
+    path: str = MISSING
+    revision: str | None = None
+    gguf_file: str | None = None
+    dtype: str = "float32"
+    attn_implementation: str = "sdpa"
+    pad_token: str | None = None
+    modules: ModuleGroups = field(default_factory=ModuleGroups)
+
+
+@dataclass
+class TaskConfig:
+    """One GLUE task: its columns, labels, metrics and usual training settings."""
+
+    name: str = MISSING
+    folder: str = MISSING
+    train_from: str = "${task.name}"
+    columns: list[str] = MISSING
+    labels: list[str] = MISSING
+    metrics: list[str] = MISSING
+    train_split: str = "train"
+    eval_splits: list[str] = field(default_factory=lambda: ["validation"])
+    predict_splits: list[str] = field(default_factory=lambda: ["test"])
+    epochs: float = MISSING
+    batch_size: int = MISSING
+    max_length: int = MISSING
+
+
+@dataclass
+class DataConfig:
+    """Where a task's rows come from and how the training set is cut."""
+
+    name: str = MISSING
+    path: str | None = None
+    revision: str | None = None
+    version: int | None = None
+    train_rows: int | None = None
+    dev_fraction: float = 0.1
+    dev_max_rows: int = 1000
+    split_seed: int = 0
+
+
+@dataclass
+class MethodConfig:
+    """A PEFT method: its config by `_target_`, and the learning rates it wants."""
+
+    name: str = MISSING
+    config: dict[str, Any] = MISSING
+    lr: float = MISSING
+    head_lr: float = MISSING
+    calibration_rows: int = 0
+
+
+@dataclass
+class OptimConfig:
+    """The optimizer and the learning-rate schedule."""
+
+    name: str = MISSING
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
+    schedule: str = "linear"
+    warmup: float = 0.06
+
+
+@dataclass
+class TrainConfig:
+    """The loop: by default filled in from the task and the method."""
+
+    epochs: float = MISSING
+    max_steps: int = -1
+    batch_size: int = MISSING
+    eval_batch_size: int = 64
+    max_length: int = MISSING
+    lr: float = MISSING
+    head_lr: float = MISSING
+    gradient_accumulation: int = 1
+    gradient_checkpointing: bool = False
+    checkpoint_every: int | None = None
+    overfit_rows: int | None = None
+    profile: bool = False
+
+
+@dataclass
+class EngineConfig:
+    """How the training is spread over processes and devices."""
+
+    name: str = MISSING
+    device: str = "auto"
+    precision: str = "fp32"
+    threads: int | None = None
+
+
+@dataclass
+class TrackerConfig:
+    """Where metrics go besides metrics.jsonl."""
+
+    name: str = MISSING
+
+
+@dataclass
+class JobConfig:
+    """One run, or with `-m` one element of a sweep."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    method: MethodConfig = field(default_factory=MethodConfig)
+    task: TaskConfig = field(default_factory=TaskConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    tracker: TrackerConfig = field(default_factory=TrackerConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    protocol: str = "split"
+    seed: int = 0
+    experiment: str | None = None
+    runs_dir: str = "runs"
+    force: bool = False
