@@ -8,7 +8,7 @@ are checked in `validate.py`. Nothing heavy may be imported here: this module is
 from dataclasses import dataclass, field
 from typing import Any
 
-from omegaconf import MISSING
+from omegaconf import MISSING, OmegaConf
 
 
 @dataclass
@@ -18,8 +18,8 @@ class ModuleGroups:
     attention: Any = MISSING
     mlp: Any = MISSING
     all: Any = MISSING
-    key_value: Any = MISSING
-    feedforward: Any = MISSING
+    ia3: Any = MISSING
+    ia3_feedforward: Any = MISSING
 
 
 @dataclass
@@ -66,6 +66,7 @@ class DataConfig:
     dev_fraction: float = 0.1
     dev_max_rows: int = 1000
     split_seed: int = 0
+    epochs: float | None = None
 
 
 @dataclass
@@ -141,6 +142,10 @@ class JobConfig:
     train: TrainConfig = field(default_factory=TrainConfig)
     protocol: str = "split"
     seed: int = 0
-    experiment: str | None = None
     runs_dir: str = "runs"
     force: bool = False
+
+
+def register_resolvers() -> None:
+    """Make `${either:a,b}` known to OmegaConf: a, unless it is null, else b."""
+    OmegaConf.register_new_resolver("either", lambda a, b: b if a is None else a, replace=True)

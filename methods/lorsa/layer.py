@@ -1,0 +1,220 @@
+"""A linear layer with LoRSA adapters on it."""
+
+from __future__ import annotations
+
+import zlib
+from typing import Any
+
+import torch
+from peft.tuners._buffer_dict import BufferDict
+from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
+from torch import Tensor, nn
+
+from lorsa.kernels import rotation_difference, spectral_linear, subspace_difference, thin_rotation_difference
+from lorsa.methods.errors import MethodError
+from lorsa.methods.lorsa.basis import Basis, singular_basis
+from lorsa.methods.lorsa.config import LorsaConfig
+
+
+class LorsaLinear(nn.Module, BaseTunerLayer):
+    """`nn.Linear` with any number of LoRSA adapters; with several active, their differences to W add up.
+
+    Per adapter, for a base weight of shape (m, n), with (p, q) = (k, k) in subspace form and (m, n) in ambient form:
+
+    - trained, float32 (float64 on a float64 base): `lorsa_d` (k,), `lorsa_P_out` and `lorsa_Q_out` (p, r),
+      `lorsa_P_in` and `lorsa_Q_in` (q, r);
+    - fixed, saved with the adapter: `lorsa_U` (m, k) and `lorsa_V` (n, k) in the dtype of W, `lorsa_s` (k,).
+
+    d = 0 and P = 0 make the adapter the exact identity at step 0; Q is orthonormal, so that P has a gradient.
+
+    Args:
+        base_layer: the layer to adapt.
+        adapter_name: name of the first adapter.
+        config: its configuration.
+        name: name of the layer in the model, for errors and for seeding Q.
+        factors: the selected components, when the selection has them at hand already.
+    """
+
+    adapter_layer_names = ("lorsa_d", "lorsa_P_out", "lorsa_Q_out", "lorsa_P_in", "lorsa_Q_in")
+    other_param_names = ("lorsa_U", "lorsa_s", "lorsa_V")
+
+    def __init__(
+        self, base_layer: nn.Linear, adapter_name: str, config: LorsaConfig, name: str, factors: Basis | None
+    ) -> None:
+        super().__init__()
+        self.base_layer = base_layer
+        self.in_features, self.out_features = base_layer.in_features, base_layer.out_features
+        self.lorsa_d = nn.ParameterDict()
+        self.lorsa_P_out = nn.ParameterDict()
+        self.lorsa_Q_out = nn.ParameterDict()
+        self.lorsa_P_in = nn.ParameterDict()
+        self.lorsa_Q_in = nn.ParameterDict()
+        self.lorsa_U = BufferDict(persistent=True)
+        self.lorsa_s = BufferDict(persistent=True)
+        self.lorsa_V = BufferDict(persistent=True)
+        self.form: dict[str, str] = {}
+        self.merged_adapters: list[str] = []
+        # W as it was before merging: unmerging by subtraction would not give back the same bits.
+        self._pristine_weight: Tensor | None = None
+        self._disable_adapters = False
+        self._active_adapter = adapter_name
+        self.update_layer(adapter_name, config, name, factors)
+
+    def update_layer(self, adapter_name: str, config: LorsaConfig, name: str, factors: Basis | None) -> None:
+        """Add an adapter, the identity until it is trained or loaded.
+
+        Raises:
+            MethodError: k or r do not fit this layer.
+        """
+        weight = self._original_weight()
+        m, n = weight.shape
+        indices = (config.components or {})[name]
+        k = len(indices)
+        if indices and not 0 <= min(indices) <= max(indices) < min(m, n):
+            raise MethodError(
+                f"LoRSA: {name} is {m} x {n} and has components 0 to {min(m, n) - 1}; "
+                f"asked for {min(indices)} to {max(indices)}."
+            )
+        self.form[adapter_name] = config.space if config.space == "subspace" else config.rotate
+        rows, columns = (k, k) if config.space == "subspace" else (m, n)
+        # Under a global allocation a layer can get fewer than 2r components: it turns in as many planes as it has.
+        r = min(config.r, k // 2) if config.space == "subspace" else config.r
+        if 2 * r > min(rows, columns):
+            raise MethodError(
+                f"LoRSA: r={r} is more than half of the smaller side of {name} ({m} x {n}); "
+                f"r goes from 1 to {min(m, n) // 2} there."
+            )
+
+        if config.factors == "saved":
+            factors = Basis(weight.new_zeros(m, k), weight.new_zeros(k), weight.new_zeros(n, k))
+        elif factors is None:
+            factors = singular_basis(weight, name).select(indices)
+        dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
+        device = weight.device
+        self.lorsa_U[adapter_name] = factors.U.to(device, weight.dtype)
+        self.lorsa_s[adapter_name] = factors.s.to(device, dtype)
+        self.lorsa_V[adapter_name] = factors.V.to(device, weight.dtype)
+        self.lorsa_d[adapter_name] = nn.Parameter(torch.zeros(k, dtype=dtype, device=device))
+        for side, size in (("out", rows), ("in", columns)):
+            P, Q = torch.zeros(size, r, dtype=dtype), _random_directions(size, r, config.seed, f"{name}.{side}", dtype)
+            getattr(self, f"lorsa_P_{side}")[adapter_name] = nn.Parameter(P.to(device))
+            getattr(self, f"lorsa_Q_{side}")[adapter_name] = nn.Parameter(Q.to(device))
+        self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """Apply W', the base weight with the differences of all active adapters, to x (..., n); returns (..., m)."""
+        if self.disable_adapters and self.merged:
+            self.unmerge()
+        active = [] if self.disable_adapters or self.merged else [a for a in self.active_adapters if a in self.lorsa_d]
+        turning = [a for a in active if self.form[a] == "all"]
+        if turning:
+            # One pass through W serves one turning adapter; each further one costs another, less the common W x.
+            result = self._turned_forward(turning[0], x, *args, **kwargs)
+            for adapter in turning[1:]:
+                result = result + self._turned_forward(adapter, x, *args, **kwargs)
+                result = result - self.base_layer(x, *args, **kwargs)
+        else:
+            result = self.base_layer(x, *args, **kwargs)
+        for adapter in active:
+            if self.form[adapter] == "subspace":
+                result = result + self._subspace_change(adapter, x).to(result.dtype)
+            elif self.form[adapter] == "selected":
+                result = result + self._selected_change(adapter, x).to(result.dtype)
+        return result
+
+    def _turned_forward(self, adapter: str, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        P_out, Q_out, P_in, Q_in = self._rotations(adapter)
+        x = x + thin_rotation_difference(x, P_in, Q_in, inverse=True)
+        y = self.base_layer(x, *args, **kwargs)
+        U, V = self.lorsa_U[adapter], self.lorsa_V[adapter]
+        y = y + spectral_linear(x.to(V.dtype), U, self.lorsa_d[adapter], V).to(y.dtype)
+        # The bias does not turn. Subtracting it here, not computing W x without it, keeps step 0 bit-identical.
+        bias = self.base_layer.bias
+        return y + thin_rotation_difference(y if bias is None else y - bias, P_out, Q_out)
+
+    def _subspace_change(self, adapter: str, x: Tensor) -> Tensor:
+        C = subspace_difference(*self._rotations(adapter), self.lorsa_s[adapter], self.lorsa_d[adapter])
+        V = self.lorsa_V[adapter]
+        return spectral_linear(x.to(V.dtype), self.lorsa_U[adapter], C, V)
+
+    def _selected_change(self, adapter: str, x: Tensor) -> Tensor:
+        P_out, Q_out, P_in, Q_in = self._rotations(adapter)
+        U, V, s, d = (getattr(self, f"lorsa_{part}")[adapter] for part in ("U", "V", "s", "d"))
+        x = x.to(V.dtype)
+        z = (x @ V).to(s.dtype)
+        dz = (thin_rotation_difference(x, P_in, Q_in, inverse=True) @ V).to(s.dtype)
+        # U_S (d z + (s + d) dz) + (R_out - I) U_S (s + d) (z + dz), arranged so that it is zero at step 0.
+        still = (d * z + (s + d) * dz).to(x.dtype) @ U.mT
+        moved = ((s + d) * (z + dz)).to(x.dtype) @ U.mT
+        return still + thin_rotation_difference(moved, P_out, Q_out)
+
+    def _rotations(self, adapter: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        return (
+            self.lorsa_P_out[adapter],
+            self.lorsa_Q_out[adapter],
+            self.lorsa_P_in[adapter],
+            self.lorsa_Q_in[adapter],
+        )
+
+    @torch.no_grad()
+    def get_delta_weight(self, adapter: str) -> Tensor:
+        """Return W' - W of one adapter, (m, n), in the dtype of its trained parameters."""
+        P_out, Q_out, P_in, Q_in = self._rotations(adapter)
+        s, d = self.lorsa_s[adapter], self.lorsa_d[adapter]
+        U, V = self.lorsa_U[adapter].to(s.dtype), self.lorsa_V[adapter].to(s.dtype)
+        if self.form[adapter] == "subspace":
+            return U @ subspace_difference(P_out, Q_out, P_in, Q_in, s, d) @ V.mT
+        if self.form[adapter] == "selected":
+            # Rows of U^T are vectors of R^m: turning them is turning the columns of U.
+            turned_U = U + thin_rotation_difference(U.mT, P_out, Q_out).mT
+            turned_V = V + thin_rotation_difference(V.mT, P_in, Q_in).mT
+            return (turned_U * (s + d)) @ turned_V.mT - (U * s) @ V.mT
+        W = self._original_weight().to(s.dtype)
+        turned = W + (U * d) @ V.mT
+        turned = turned + thin_rotation_difference(turned, P_in, Q_in)
+        turned = turned + thin_rotation_difference(turned.mT, P_out, Q_out).mT
+        return turned - W
+
+    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
+        """Add the adapters' differences to the base weight, in place.
+
+        Args:
+            safe_merge: check the result and leave the weight alone if it is not finite.
+            adapter_names: adapters to merge; default, the active ones.
+
+        Raises:
+            ValueError: `safe_merge` found NaN or infinite values.
+        """
+        weight = self.get_base_layer().weight
+        for adapter in check_adapters_to_merge(self, adapter_names):
+            if adapter not in self.lorsa_d:
+                continue
+            delta = self.get_delta_weight(adapter)
+            merged = (weight.data.to(delta.dtype) + delta).to(weight.dtype)
+            if safe_merge and not torch.isfinite(merged).all():
+                raise ValueError(f"Merging adapter {adapter} gives NaN or infinite weights; it seems to be broken.")
+            if self._pristine_weight is None:
+                self._pristine_weight = weight.data
+            weight.data = merged
+            self.merged_adapters.append(adapter)
+
+    def unmerge(self) -> None:
+        """Put the base weight back, to the bit."""
+        if self._pristine_weight is not None:
+            weight = self.get_base_layer().weight
+            weight.data = self._pristine_weight.to(weight.device)
+        self._pristine_weight = None
+        self.merged_adapters.clear()
+
+    def _original_weight(self) -> Tensor:
+        return self.get_base_layer().weight.data if self._pristine_weight is None else self._pristine_weight
+
+    def __repr__(self) -> str:
+        return "lorsa." + super().__repr__()
+
+
+def _random_directions(size: int, r: int, seed: int, name: str, dtype: torch.dtype) -> Tensor:
+    """Return orthonormal columns (size, r) that depend on the seed and the name alone, not on order or process."""
+    generator = torch.Generator().manual_seed(seed * 2**32 + zlib.crc32(name.encode()))
+    columns = torch.randn(size, r, generator=generator, dtype=torch.float64)
+    return torch.linalg.qr(columns)[0].to(dtype)

@@ -1,0 +1,94 @@
+"""The LoRSA tuner: PEFT's interface around `LorsaLinear`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_PREFIX_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
+from peft.tuners.tuners_utils import BaseTuner
+from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+from peft.utils.other import AuxiliaryTrainingWrapper
+from torch import nn
+
+from lorsa.methods.errors import MethodError
+from lorsa.methods.lorsa.config import CALIBRATED, PEFT_TYPE, LorsaConfig
+from lorsa.methods.lorsa.layer import LorsaLinear
+from lorsa.methods.lorsa.selection import select_components, target_layers, taken_factors
+
+
+class LorsaModel(BaseTuner):  # type: ignore[misc]
+    """A model whose target modules carry LoRSA adapters; made by `peft.get_peft_model(model, LorsaConfig(...))`.
+
+    Args:
+        model: the model to adapt, in place.
+        config: a `LorsaConfig`.
+        adapter_name: name of the adapter.
+
+    Raises:
+        MethodError: the configuration does not fit the model, or its selection needs gradients and
+            `select_components` was not called.
+    """
+
+    prefix = "lorsa_"
+    tuner_layer_cls = LorsaLinear
+    target_module_mapping = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+
+    def _pre_injection_hook(self, model: nn.Module, config: LorsaConfig, adapter_name: str) -> None:
+        self._prepare_adapter_config(config, self.get_model_config(model))
+        if config.components is None:
+            if config.selection in CALIBRATED:
+                raise MethodError(
+                    f"LoRSA: selection={config.selection} ranks components by gradients: call "
+                    "lorsa.methods.select_components(model, config, batches) before get_peft_model, or use "
+                    "selection='principal'."
+                )
+            select_components(model, config)
+        else:
+            target_layers(model, config)
+
+    def _create_and_replace(
+        self,
+        config: LorsaConfig,
+        adapter_name: str,
+        target: nn.Module,
+        target_name: str,
+        parent: nn.Module,
+        current_key: str,
+        **kwargs: Any,
+    ) -> None:
+        components = config.components or {}
+        if current_key not in components:
+            raise MethodError(
+                f"LoRSA: no components are given for the target module {current_key}; `components` names "
+                f"{', '.join(sorted(components)[:3])}…"
+            )
+        if not components[current_key] and config.rotate == "selected":
+            return  # a global allocation gave this module nothing to train
+        factors = taken_factors(config, current_key)
+        if isinstance(target, LorsaLinear):
+            target.update_layer(adapter_name, config, current_key, factors)
+            return
+        layer = LorsaLinear(target, adapter_name, config, current_key, factors)
+        if adapter_name not in self.active_adapters:
+            layer.requires_grad_(False)
+        self._replace_module(parent, target_name, layer, target)
+
+    def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
+        # BaseTuner copies `.weight` from what it replaces, which a classification head of several layers lacks.
+        if isinstance(child, AuxiliaryTrainingWrapper):
+            setattr(parent, child_name, new_module)
+        else:
+            super()._replace_module(parent, child_name, new_module, child)
+
+    def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
+        """Leave dtypes alone: what trains is float32 from the start, and U_S, V_S keep the dtype of the weight."""
+
+
+def register() -> None:
+    """Make PEFT know LoRSA, so that `get_peft_model` and `PeftModel.from_pretrained` work as for its own methods.
+
+    `peft.utils.register_peft_method` takes only the members of PEFT's own enumeration, hence the mappings.
+    """
+    PEFT_TYPE_TO_CONFIG_MAPPING[PEFT_TYPE] = LorsaConfig
+    PEFT_TYPE_TO_TUNER_MAPPING[PEFT_TYPE] = LorsaModel
+    PEFT_TYPE_TO_PREFIX_MAPPING[PEFT_TYPE] = LorsaModel.prefix

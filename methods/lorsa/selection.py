@@ -1,0 +1,185 @@
+"""Which singular components of which modules are adapted.
+
+With G = dL/dW and M = U^T G V, the gradient of the parameters that component i would bring is known at step 0 without
+training: M_ii for d_i, and for a rotation that mixes components i and j, s_j M_ij - s_i M_ji on the U side and
+s_i M_ij - s_j M_ji on the V side. `sensitivity` ranks components by the expected square of these over calibration
+rows; `fisher` uses M_ii alone. M of one row comes from the projections U^T dL/dy and V^T x of its tokens, so dW is
+never formed.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+from peft.tuners.tuners_utils import BaseTunerLayer, _maybe_include_all_linear_layers, check_target_module_exists
+from torch import Tensor, nn
+
+from lorsa.methods.errors import MethodError
+from lorsa.methods.lorsa.basis import Basis, singular_basis
+from lorsa.methods.lorsa.config import CALIBRATED, LorsaConfig
+
+Batch = Mapping[str, Tensor]
+
+
+def target_layers(model: nn.Module, config: LorsaConfig) -> dict[str, nn.Linear]:
+    """Return the linear modules that `config` targets, by name.
+
+    Raises:
+        MethodError: a target is not `nn.Linear`, or nothing matches; the message lists what exists.
+    """
+    _maybe_include_all_linear_layers(config, model)
+    layers: dict[str, nn.Linear] = {}
+    linear: set[str] = set()
+    for name, module in model.named_modules():
+        layer = module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
+        inside = name.rpartition(".")[0] in layers or ".modules_to_save." in name or ".original_module" in name
+        if inside:
+            continue
+        if isinstance(layer, nn.Linear):
+            linear.add(name.rpartition(".")[2])
+        if check_target_module_exists(config, name):
+            if not isinstance(layer, nn.Linear):
+                raise MethodError(f"LoRSA: the target module {name} is a {type(layer).__name__}, not a linear layer.")
+            layers[name] = layer
+    if not layers:
+        asked = config.target_modules if isinstance(config.target_modules, str) else sorted(config.target_modules or ())
+        raise MethodError(
+            f"LoRSA: target_modules={asked} matches no module; linear modules are named {', '.join(sorted(linear))}."
+        )
+    return layers
+
+
+def select_components(
+    model: nn.Module, config: LorsaConfig, batches: Iterable[Batch] | None = None
+) -> dict[str, list[int]]:
+    """Choose the components to adapt, and write the choice to `config.components`.
+
+    Args:
+        model: the model before `get_peft_model`; left as it was.
+        config: says which modules, which rule, and how many components.
+        batches: keyword arguments of `model.forward`, with labels: for `sensitivity` and `fisher`. The rows are scored
+            one by one in evaluation mode, so the result does not depend on how they are batched, and a deterministic
+            model gives a deterministic choice.
+
+    Returns:
+        {module name: ascending indices of the selected components}.
+
+    Raises:
+        MethodError: nothing matches, k is larger than a module has components, or batches are missing.
+    """
+    layers = target_layers(model, config)
+    for name, layer in layers.items():
+        rank = min(layer.weight.shape)
+        if config.k > rank:
+            raise MethodError(
+                f"LoRSA: k={config.k} is more than the {rank} components of {name} ({layer.out_features} x "
+                f"{layer.in_features}); the largest k for these targets is "
+                f"{min(min(each.weight.shape) for each in layers.values())}."
+            )
+    if config.selection in CALIBRATED:
+        if batches is None:
+            raise MethodError(f"LoRSA: selection={config.selection} needs calibration batches with labels.")
+        bases = {name: singular_basis(layer.weight, name) for name, layer in layers.items()}
+        scores = component_scores(model, layers, bases, config, batches)
+        components = _best(scores, config)
+        factors = {name: bases[name].select(indices) for name, indices in components.items()}
+    else:
+        factors, scores = {}, {}
+        for name, layer in layers.items():
+            scores[name] = _rank_score(config, name, min(layer.weight.shape), layer.weight)
+        components = _best(scores, config)
+    config.components = components
+    # Not a field, so it is neither saved nor compared: the tuner takes the factors from here instead of a second SVD.
+    config._factors = factors  # type: ignore[attr-defined]
+    return components
+
+
+def taken_factors(config: LorsaConfig, name: str) -> Basis | None:
+    """Return, and forget, the factors that the selection computed for one module."""
+    factors: dict[str, Basis] = getattr(config, "_factors", {})
+    return factors.pop(name, None)
+
+
+def component_scores(
+    model: nn.Module,
+    layers: Mapping[str, nn.Linear],
+    bases: Mapping[str, Basis],
+    config: LorsaConfig,
+    batches: Iterable[Batch],
+) -> dict[str, Tensor]:
+    """Return the mean over rows of every component's squared gradient, {module name: (min(m, n),) float64}."""
+    # Which gradients count: a rotation of all components does not depend on the selection, so d alone does there.
+    pairs = config.selection == "sensitivity" and config.rotate == "selected"
+    scores = {name: torch.zeros(basis.s.shape, dtype=torch.float64) for name, basis in bases.items()}
+    device = next(model.parameters()).device
+    projections = {
+        name: Basis(*(part.to(device, torch.float32) for part in (basis.U, basis.s, basis.V)))
+        for name, basis in bases.items()
+    }
+
+    def watch(name: str) -> Callable[[nn.Module, tuple[Any, ...], Tensor], None]:
+        def forward_hook(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
+            basis = projections[name]
+            z = inputs[0].detach().flatten(0, -2).float() @ basis.V
+
+            def backward_hook(gradient: Tensor) -> None:
+                M = (gradient.flatten(0, -2).float() @ basis.U).mT @ z
+                scores[name] += _squared_gradients(M, basis.s, pairs).double().cpu()
+
+            # Below the first adapted module nothing requires a gradient yet, not even its own output.
+            (output if output.requires_grad else output.requires_grad_()).register_hook(backward_hook)
+
+        return forward_hook
+
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    was_training = model.training
+    hooks = [layer.register_forward_hook(watch(name)) for name, layer in layers.items()]
+    rows = 0
+    try:
+        model.eval().requires_grad_(False)
+        for batch in batches:
+            for row in range(len(next(iter(batch.values())))):
+                model(**{key: value[row : row + 1].to(device) for key, value in batch.items()}).loss.backward()
+                rows += 1
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for parameter in trainable:
+            parameter.requires_grad_(True)
+        model.train(was_training)
+    if rows == 0:
+        raise MethodError(f"LoRSA: selection={config.selection} got no calibration rows.")
+    return {name: score / rows for name, score in scores.items()}
+
+
+def _squared_gradients(M: Tensor, s: Tensor, pairs: bool) -> Tensor:
+    """Return each component's score, (K,), from one row's M = U^T G V (K, K)."""
+    own = M.diagonal().square()
+    if not pairs:
+        return own
+    left, right = M * s, M * s[:, None]  # s_j M_ij and s_i M_ij
+    return own + (left - left.mT).square().sum(1) + (right - right.mT).square().sum(1)
+
+
+def _rank_score(config: LorsaConfig, name: str, count: int, weight: Tensor) -> Tensor:
+    """Return the score of each component under a rule that needs no gradients, (K,)."""
+    if config.selection == "random":
+        generator = torch.Generator().manual_seed(config.seed * 2**32 + zlib.crc32(name.encode()))
+        return torch.rand(count, generator=generator, dtype=torch.float64)
+    sign = 1.0 if config.selection == "principal" else -1.0
+    if config.allocation == "global":
+        return sign * singular_basis(weight, name).s.cpu()
+    return sign * torch.arange(count, 0, -1, dtype=torch.float64)
+
+
+def _best(scores: Mapping[str, Tensor], config: LorsaConfig) -> dict[str, list[int]]:
+    if config.allocation == "layer":
+        return {name: sorted(score.topk(config.k).indices.tolist()) for name, score in scores.items()}
+    pool = torch.cat(list(scores.values()))
+    chosen = torch.zeros(len(pool), dtype=torch.bool)
+    chosen[pool.topk(config.k * len(scores)).indices] = True
+    parts = chosen.split([len(score) for score in scores.values()])
+    return {name: part.nonzero().flatten().tolist() for name, part in zip(scores, parts, strict=True)}

@@ -1,0 +1,62 @@
+"""Apply, save and load a `SelectedConfig`."""
+
+from __future__ import annotations
+
+import fnmatch
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from lorsa.methods.errors import MethodError
+from lorsa.methods.selected.config import SelectedConfig
+
+CONFIG_FILE = "selected_config.json"
+WEIGHTS_FILE = "selected_parameters.safetensors"
+
+
+def select_parameters(model: nn.Module, config: SelectedConfig, head: list[str]) -> nn.Module:
+    """Let the selected parameters and the head train, and nothing else; returns the model itself.
+
+    Args:
+        model: the model, changed in place.
+        config: the selection.
+        head: names of the modules that make up the head.
+
+    Raises:
+        MethodError: a pattern matches no parameter.
+    """
+    names = [name for name, _ in model.named_parameters()]
+    matched = {name for pattern in config.parameters for name in fnmatch.filter(names, pattern)}
+    if config.parameters and not matched:
+        raise MethodError(
+            f"parameters={list(config.parameters)} matches no parameter of the model; there are for example "
+            f"{', '.join(names[:4])}."
+        )
+    for name, parameter in model.named_parameters():
+        in_head = any(name.startswith(f"{module}.") for module in head)
+        parameter.requires_grad_(in_head or name in matched)
+    return model
+
+
+def save_selected(model: nn.Module, config: SelectedConfig, folder: Path) -> None:
+    """Write the trained parameters and the selection to `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    trained = {name: parameter.detach() for name, parameter in model.named_parameters() if parameter.requires_grad}
+    save_file({name: tensor.contiguous() for name, tensor in trained.items()}, folder / WEIGHTS_FILE)
+    (folder / CONFIG_FILE).write_text(json.dumps(asdict(config), indent=2))
+
+
+def load_selected(model: nn.Module, folder: Path) -> nn.Module:
+    """Put the parameters saved in `folder` into `model`, the same base model; returns the model itself.
+
+    Raises:
+        MethodError: the folder's parameters are not the model's.
+    """
+    trained = load_file(folder / WEIGHTS_FILE)
+    unexpected = model.load_state_dict(trained, strict=False).unexpected_keys
+    if unexpected:
+        raise MethodError(f"{folder} holds parameters that the model lacks: {', '.join(sorted(unexpected)[:3])}.")
+    return model

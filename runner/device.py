@@ -1,0 +1,116 @@
+"""The device and the precision of a run, and what is known about the machine."""
+
+from __future__ import annotations
+
+import platform
+import resource
+import subprocess
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig
+
+from lorsa.runner.errors import UserError
+
+RECORDED_PACKAGES = (
+    "lorsa",
+    "torch",
+    "transformers",
+    "peft",
+    "datasets",
+    "evaluate",
+    "accelerate",
+    "safetensors",
+    "hydra-core",
+    "numpy",
+    "scikit-learn",
+    "scipy",
+)
+
+
+def prepare_device(engine: DictConfig) -> torch.device:
+    """Check that the device and the precision asked for are there, and set the number of threads.
+
+    Raises:
+        UserError: they are not. Nothing is switched to something else silently.
+    """
+    if engine.threads is not None:
+        torch.set_num_threads(engine.threads)
+    gpu = torch.cuda.is_available()
+    if engine.device == "cuda" and not gpu:
+        build = "this PyTorch is built without CUDA" if torch.version.cuda is None else "PyTorch sees no GPU"
+        raise UserError(f"engine.device=cuda, but {build}; use engine.device=cpu, or auto.")
+    device = torch.device("cuda" if gpu and engine.device != "cpu" else "cpu")
+    if engine.precision == "bf16" and not has_bf16(device):
+        raise UserError(
+            f"engine.precision=bf16, but this {'GPU' if device.type == 'cuda' else 'CPU'} has no bfloat16 arithmetic; "
+            "use engine.precision=fp32."
+        )
+    if engine.precision == "fp16" and device.type == "cpu":
+        raise UserError("engine.precision=fp16 needs a GPU; use engine.precision=fp32.")
+    return device
+
+
+def has_bf16(device: torch.device) -> bool:
+    """Whether the device multiplies bfloat16 matrices in hardware."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
+def peak_memory(device: torch.device) -> int:
+    """Return the bytes of memory this process has used at most: of the GPU, or else resident in main memory."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def hardware(device: torch.device) -> dict[str, Any]:
+    """Return what a result says about the machine it was made on."""
+    gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    return {
+        "device": device.type,
+        "gpus": gpus if device.type == "cuda" else [],
+        "cpu": _cpu_name(),
+        "threads": torch.get_num_threads(),
+        "platform": platform.platform(),
+    }
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of what a result depends on."""
+    found = {"python": platform.python_version()}
+    for package in RECORDED_PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "unknown"
+    return found
+
+
+def git_state() -> dict[str, Any]:
+    """Return commit and cleanliness of the checkout this code runs from; nulls outside one."""
+    folder = Path(__file__).resolve().parent
+
+    def git(*arguments: str) -> str | None:
+        try:
+            done = subprocess.run(["git", "-C", folder, *arguments], capture_output=True, text=True, check=True)
+        except (OSError, subprocess.CalledProcessError):
+            return None
+        return done.stdout.strip()
+
+    changes = git("status", "--porcelain", "--untracked-files=no")
+    return {"commit": git("rev-parse", "HEAD"), "dirty": None if changes is None else bool(changes)}
+
+
+def _cpu_name() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()

@@ -1,0 +1,309 @@
+"""The life of one run, from a composed config to a recorded result. Read it from top to bottom.
+
+Everything heavy is imported inside the functions that need it: a config that is wrong, or a run that is done already,
+is answered without loading PyTorch.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from lorsa.runner.errors import UserError
+from lorsa.runner.rundir import RunDirectory
+from lorsa.runner.signature import signature
+from lorsa.runner.terminal import say, show_result
+from lorsa.runner.validate import check
+
+if TYPE_CHECKING:
+    import torch
+
+    from lorsa.methods import Report
+    from lorsa.methods.apply import MethodConfig
+    from lorsa.runner.batches import EncodedRows
+    from lorsa.runner.glue.source import TaskData
+    from lorsa.runner.models import BaseModel
+    from lorsa.runner.training import GlueTrainer
+
+
+def run(cfg: DictConfig) -> float | None:
+    """Train, evaluate and record one run, unless its result is there already.
+
+    Args:
+        cfg: the composed config; resolved in place.
+
+    Returns:
+        The primary metric on the dev part, which a sweeper may optimise; None where it is not a number.
+
+    Raises:
+        UserError: something a person can mend, in one sentence.
+    """
+    check(cfg)
+    directory = RunDirectory(cfg.runs_dir, signature(cfg))
+    stored = None if cfg.force else directory.result()
+    if stored is not None:
+        say("This run is already done; force=true would run it again.")
+        show_result(stored, directory.path)
+        return _dev_score(stored)
+    with directory.held(restart=cfg.force):
+        # Another process may have finished it between the question above and the lock.
+        result = None if cfg.force else directory.result()
+        if result is None:
+            result = _train_and_record(cfg, directory)
+    show_result(result, directory.path)
+    return _dev_score(result)
+
+
+def _dev_score(result: dict[str, Any]) -> float | None:
+    score: float | None = result["primary_metric"]["dev"]
+    return score
+
+
+@dataclass
+class Clock:
+    """Seconds spent in each part of a run."""
+
+    started: float = field(default_factory=time.perf_counter)
+    parts: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        """Count the time inside under `name`."""
+        start = time.perf_counter()
+        yield
+        self.parts[name] = self.parts.get(name, 0.0) + time.perf_counter() - start
+
+    def timings(self) -> dict[str, float]:
+        """Return the parts, and the total since the start."""
+        return {**self.parts, "total": time.perf_counter() - self.started}
+
+
+def _train_and_record(cfg: DictConfig, directory: RunDirectory) -> dict[str, Any]:
+    from lorsa.methods import MethodError
+
+    clock = Clock()
+    say(f"Run {directory.signature}: {cfg.method.name} on {cfg.task.name} ({cfg.data.name}), {cfg.model.name}")
+    try:
+        device, method = prepare(cfg)
+        with clock.part("load"):
+            data, base, rows = load(cfg)
+        with clock.part("adapt"):
+            model, report = adapt(cfg, method, base, rows["train"], device)
+        trainer = make_trainer(cfg, base, model, rows, directory)
+        directory.write("config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
+        with clock.part("train"):
+            resumed_from = trainer.fit()
+        with clock.part("evaluate"):
+            scores = evaluate(cfg, trainer, rows, directory)
+        return record(cfg, directory, trainer, method, data, rows, report, scores, device, clock, resumed_from)
+    except MethodError as error:
+        raise UserError(f"method={cfg.method.name}: {error}") from error
+
+
+# --- Prepare: what can be checked without data or weights ------------------------------------------------------------
+
+
+def prepare(cfg: DictConfig) -> tuple[torch.device, MethodConfig]:
+    """Check the device, the method's config and the task's metrics, and quieten the libraries."""
+    import datasets
+    import transformers
+
+    from lorsa.runner.device import prepare_device
+    from lorsa.runner.method import build_method
+    from lorsa.runner.metrics import check_metrics
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    datasets.disable_progress_bars()
+    check_metrics(cfg.task)
+    return prepare_device(cfg.engine), build_method(cfg.method)
+
+
+# --- Load: rows, tokenizer, model -------------------------------------------------------------------------------------
+
+
+def load(cfg: DictConfig) -> tuple[TaskData, BaseModel, dict[str, EncodedRows]]:
+    """Return the task's data, the base model, and the tokenised rows of every part.
+
+    The parts are `train`, `dev`, and each evaluation and prediction split by its name.
+    """
+    from lorsa.runner.batches import encode
+    from lorsa.runner.glue.source import load_task
+    from lorsa.runner.models import load_model, load_tokenizer
+
+    data = load_task(cfg.task, cfg.data)
+    tokenizer = load_tokenizer(cfg)
+    train, dev = data.train, data.dev
+    if cfg.train.overfit_rows is not None:
+        train = dev = train.select(range(min(cfg.train.overfit_rows, len(train))))
+    parts = {"dev": dev, **data.evaluation, **data.prediction}
+    rows = {"train": encode(train, cfg.task, cfg.train.max_length, tokenizer)}
+    rows |= {name: encode(part, cfg.task, cfg.train.max_length, tokenizer, by_length=True) for name, part in parts.items()}
+    return data, load_model(cfg, tokenizer), rows
+
+
+# --- Adapt: the method -------------------------------------------------------------------------------------------------
+
+
+def adapt(
+    cfg: DictConfig, method: MethodConfig, base: BaseModel, train: EncodedRows, device: torch.device
+) -> tuple[torch.nn.Module, Report]:
+    """Apply the method; what it draws at random depends on the seed alone."""
+    from transformers import set_seed
+
+    from lorsa.methods.apply import apply, needs_calibration
+    from lorsa.runner.training import total_updates
+
+    set_seed(cfg.seed)
+    base.model.to(device)
+    calibration = calibration_batches(cfg, base, train) if needs_calibration(method) else None
+    model, report = apply(base.model, method, base.head, calibration, total_updates(cfg, len(train)))
+    say(
+        f"Trains {report.adapter_params:,} adapter and {report.head_params:,} head parameters "
+        f"of {report.total_params:,}."
+    )
+    return model, report
+
+
+def calibration_batches(cfg: DictConfig, base: BaseModel, train: EncodedRows) -> Iterator[dict[str, torch.Tensor]]:
+    """Yield training rows, drawn by the seed, for a method that looks at gradients before it starts."""
+    import numpy as np
+    from transformers import DataCollatorWithPadding
+
+    if cfg.method.calibration_rows == 0:
+        raise UserError(f"method={cfg.method.name} selects components by gradients; give method.calibration_rows=64.")
+    collate = DataCollatorWithPadding(base.tokenizer)
+    count = min(cfg.method.calibration_rows, len(train))
+    for row in np.random.default_rng(cfg.seed).permutation(len(train))[:count]:
+        yield dict(collate([train.dataset[int(row)]]))
+
+
+# --- Train ---------------------------------------------------------------------------------------------------------------
+
+
+def make_trainer(
+    cfg: DictConfig, base: BaseModel, model: torch.nn.Module, rows: dict[str, EncodedRows], directory: RunDirectory
+) -> GlueTrainer:
+    """Return the trainer, which chooses its checkpoint on the splits that the protocol names."""
+    from lorsa.runner.evaluation import score_splits, selection_metrics
+    from lorsa.runner.training import GlueTrainer
+
+    splits = ["dev"] if cfg.protocol == "split" else list(cfg.task.eval_splits)
+    selection = {split: rows[split] for split in splits}
+    return GlueTrainer(
+        cfg,
+        model,
+        base.tokenizer,
+        base.head,
+        rows["train"],
+        selection,
+        lambda logits: selection_metrics(cfg.task, score_splits(cfg.task, selection, logits)),
+        directory,
+    )
+
+
+# --- Evaluate ------------------------------------------------------------------------------------------------------------
+
+
+def evaluate(
+    cfg: DictConfig, trainer: GlueTrainer, rows: dict[str, EncodedRows], directory: RunDirectory
+) -> dict[str, dict[str, float]]:
+    """Score the chosen checkpoint on every labelled part, and write the predictions of all but the training rows."""
+    from lorsa.runner.evaluation import prediction_lines, score_splits
+
+    scores: dict[str, dict[str, float]] = {}
+    for split, encoded in rows.items():
+        if split == "train":
+            continue
+        logits = trainer.logits(encoded)
+        directory.write(f"predictions/{split}.jsonl", prediction_lines(cfg.task, encoded, logits))
+        if min(encoded.dataset["labels"]) >= 0:
+            scores |= score_splits(cfg.task, {split: encoded}, {split: logits})
+    return scores
+
+
+# --- Record --------------------------------------------------------------------------------------------------------------
+
+
+def record(
+    cfg: DictConfig,
+    directory: RunDirectory,
+    trainer: GlueTrainer,
+    method: MethodConfig,
+    data: TaskData,
+    rows: dict[str, EncodedRows],
+    report: Report,
+    scores: dict[str, dict[str, float]],
+    device: torch.device,
+    clock: Clock,
+    resumed_from: int,
+) -> dict[str, Any]:
+    """Write the adapter, then result.json; the run is done with that, and its checkpoints are dropped."""
+    import shutil
+
+    from lorsa.methods import save
+    from lorsa.runner.device import git_state, hardware, peak_memory, versions
+    from lorsa.runner.evaluation import or_null
+    from lorsa.runner.metrics import primary_name, primary_over_splits
+    from lorsa.runner.result import SCHEMA_VERSION, checked, to_text
+    from lorsa.runner.rundir import writing
+
+    with writing(directory.adapter):
+        save(trainer.model, method, directory.adapter)
+    test = {split: scores[split] for split in data.evaluation}
+    dev = {"dev": scores["dev"]} if cfg.protocol == "split" else test
+    updates = trainer.state.global_step - resumed_from
+    seconds = clock.parts["train"]
+    examples = updates * cfg.train.batch_size * cfg.train.gradient_accumulation
+    result = {
+        "schema_version": SCHEMA_VERSION,
+        "signature": directory.signature,
+        "status": "done",
+        "task": cfg.task.name,
+        "model": cfg.model.name,
+        "method": cfg.method.name,
+        "seed": cfg.seed,
+        "data_source": data.source,
+        "is_demo": cfg.data.name == "demo",
+        "config": OmegaConf.to_container(cfg, resolve=True),
+        "protocol": cfg.protocol,
+        "metrics": {
+            part: {split: {name: or_null(value) for name, value in metrics.items()} for split, metrics in part_scores.items()}
+            for part, part_scores in (("dev", dev), ("test", test))
+        },
+        "primary_metric": {
+            "name": primary_name(cfg.task),
+            "dev": or_null(primary_over_splits(cfg.task, dev)),
+            "test": or_null(primary_over_splits(cfg.task, test)) if test else None,
+        },
+        "best_step": trainer.state.best_global_step,
+        "adapter_params": report.adapter_params,
+        "head_params": report.head_params,
+        "trainable_params": report.trainable_params,
+        "total_params": report.total_params,
+        "trainable_percent": report.trainable_percent,
+        "rows": {part: len(encoded) for part, encoded in rows.items()},
+        "components": report.components,
+        "timings": clock.timings(),
+        "throughput": {
+            "tokens_per_s": trainer.tokens_trained / seconds if updates else None,
+            "examples_per_s": examples / seconds if updates else None,
+        },
+        "memory": {
+            "peak_bytes": peak_memory(device),
+            "adapter_bytes": sum(path.stat().st_size for path in directory.adapter.rglob("*") if path.is_file()),
+        },
+        "hardware": hardware(device),
+        "versions": versions(),
+        "git": git_state(),
+        "attempts": directory.attempt,
+        "resumed_from_step": resumed_from,
+    }
+    directory.write("result.json", to_text(checked(result)))
+    shutil.rmtree(directory.checkpoints, ignore_errors=True)
+    return result

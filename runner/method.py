@@ -1,0 +1,42 @@
+"""From `cfg.method.config` to the config object of a method, with its fields checked."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from lorsa.methods.apply import MethodConfig, config_fields
+from lorsa.runner.errors import UserError, nearest
+
+
+def build_method(method: DictConfig) -> MethodConfig:
+    """Instantiate the class that `_target_` names with the other keys.
+
+    Raises:
+        UserError: there is no such class, it is not a method's config, or a key or value does not fit it.
+    """
+    arguments: dict[str, Any] = OmegaConf.to_container(method.config, resolve=True)  # type: ignore[assignment]
+    target = arguments.pop("_target_")
+    module_name, _, class_name = target.rpartition(".")
+    try:
+        module = importlib.import_module(module_name)
+    except ImportError:
+        raise UserError(f"method.config._target_={target}: there is no module {module_name}.") from None
+    found = getattr(module, class_name, None)
+    if not isinstance(found, type) or not issubclass(found, MethodConfig):
+        configs = [
+            name
+            for name, value in vars(module).items()
+            if isinstance(value, type) and issubclass(value, MethodConfig) and name.endswith("Config")
+        ]
+        raise UserError(f"method.config._target_={target} is no method's config{nearest(class_name, configs)}")
+    valid = config_fields(found)
+    for key in arguments:
+        if key not in valid:
+            raise UserError(f"method.config.{key} is not a field of {class_name}{nearest(key, valid)}")
+    try:
+        return found(**arguments)
+    except (ValueError, TypeError) as error:
+        raise UserError(f"method={method.name}: {str(error).strip()}") from error

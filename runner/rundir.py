@@ -1,0 +1,238 @@
+"""The directory of one run: who holds it, what state it is in, and files that are whole or not there.
+
+    <runs_dir>/<signature>/
+        config.yaml      the resolved config
+        status.json      state, attempt, host, process id, heartbeat
+        metrics.jsonl    one line per logged step and per evaluation
+        checkpoints/     what a killed run resumes from; removed when the run is done
+        adapter/         the trained adapter and head
+        predictions/     one file per scored or predicted split
+        logs/            profiles
+        result.json      written last: the run is done when it is there
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import socket
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from lorsa.runner.errors import AlreadyRunningError, UserError
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)
+
+
+def write_atomic(path: Path, text: str) -> None:
+    """Write a file so that a reader, or a crash at any instant, sees the old one or the new one, never a part."""
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(temporary).chmod(0o644)
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn the operating system's refusals to write into sentences.
+
+    Args:
+        path: what is being written, for the message.
+
+    Raises:
+        UserError: no space left, or no permission.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        # torch.save and safetensors wrap the operating system's error in types of their own, without its number.
+        number = error.errno if isinstance(error, OSError) else None
+        if number in _FULL or _no_space(path) or "No space left" in str(error):
+            raise UserError(
+                f"No space left on the disk while writing {path}; the last complete checkpoint is kept. Make room, "
+                "then run the same command to go on from it."
+            ) from error
+        if number in _FORBIDDEN:
+            raise UserError(
+                f"Cannot write {path}: {os.strerror(number or 0)}. Choose another place with runs_dir=…"
+            ) from error
+        raise
+
+
+def _no_space(path: Path) -> bool:
+    while not path.exists():
+        path = path.parent
+    return shutil.disk_usage(path).free == 0
+
+
+class RunDirectory:
+    """One run's directory.
+
+    Args:
+        runs_dir: the folder of all runs.
+        signature: the run's name.
+    """
+
+    def __init__(self, runs_dir: str, signature: str) -> None:
+        self.path = Path(runs_dir).expanduser() / signature
+        self.signature = signature
+        self.attempt = 1
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of the checkpoints."""
+        return self.path / "checkpoints"
+
+    @property
+    def adapter(self) -> Path:
+        """Folder of the trained adapter."""
+        return self.path / "adapter"
+
+    @property
+    def predictions(self) -> Path:
+        """Folder of the predictions."""
+        return self.path / "predictions"
+
+    @property
+    def logs(self) -> Path:
+        """Folder of profiles and the like."""
+        return self.path / "logs"
+
+    @property
+    def metrics(self) -> Path:
+        """The log of the training, one JSON object a line."""
+        return self.path / "metrics.jsonl"
+
+    def result(self) -> dict[str, Any] | None:
+        """Return the stored result, or None while there is none."""
+        try:
+            stored: dict[str, Any] = json.loads((self.path / "result.json").read_text(encoding="utf-8"))
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except ValueError as error:
+            raise UserError(f"{self.path / 'result.json'} is damaged ({error}); run again with force=true.") from error
+        return stored
+
+    @contextmanager
+    def held(self, restart: bool) -> Iterator[None]:
+        """Hold the directory while the run is in it, and keep status.json true about how it ended.
+
+        A run that is refused before it trains leaves no directory behind.
+
+        Args:
+            restart: throw away what an earlier run with this signature left.
+
+        Raises:
+            AlreadyRunningError: another process holds it.
+            UserError: it cannot be written.
+        """
+        # Imported here: the answer "already done" does not need a lock.
+        from filelock import FileLock, Timeout
+
+        fresh = not self.path.exists()
+        with writing(self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self.path / ".lock", mode=0o644)
+        try:
+            with writing(self.path):
+                lock.acquire(blocking=False)
+        except Timeout:
+            holder = self.status()
+            raise AlreadyRunningError(
+                f"This run is being trained already, by process {holder.get('pid', '?')} on {holder.get('host', '?')}; "
+                f"see {self.path}."
+            ) from None
+        try:
+            if restart:
+                self._clear()
+            self.attempt = int(self.status().get("attempt", 0)) + 1
+            self.report("running")
+            yield
+            self.report("done")
+        except BaseException as error:
+            started = self.status().get("training", False)
+            if fresh and not started and isinstance(error, UserError):
+                shutil.rmtree(self.path, ignore_errors=True)
+            else:
+                self._report_end(error)
+            raise
+        finally:
+            lock.release()
+
+    def _report_end(self, error: BaseException) -> None:
+        state = "interrupted" if isinstance(error, KeyboardInterrupt | SystemExit) else "failed"
+        try:
+            self.report(state, error=f"{type(error).__name__}: {error}")
+        except (UserError, OSError):
+            pass  # the disk is full: the error that is on its way says so
+
+    def status(self) -> dict[str, Any]:
+        """Return status.json, empty if it is not there or not readable."""
+        try:
+            stored: dict[str, Any] = json.loads((self.path / "status.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return stored
+
+    def report(self, state: str, **details: Any) -> None:
+        """Write status.json: the state, who runs it where, a heartbeat, and any details."""
+        status = {
+            "state": state,
+            "attempt": self.attempt,
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "job_id": os.environ.get("SLURM_JOB_ID"),
+            "heartbeat": time.time(),
+            **details,
+        }
+        with writing(self.path / "status.json"):
+            write_atomic(self.path / "status.json", json.dumps(status, indent=2))
+
+    def write(self, name: str, text: str) -> None:
+        """Write one file of the run, atomically."""
+        with writing(self.path / name):
+            (self.path / name).parent.mkdir(parents=True, exist_ok=True)
+            write_atomic(self.path / name, text)
+
+    def keep_metrics_until(self, step: int) -> None:
+        """Drop the lines of metrics.jsonl that a resumed run will write again: those after `step`."""
+        if not self.metrics.is_file():
+            return
+        kept = []
+        for line in self.metrics.read_text(encoding="utf-8").splitlines():
+            try:
+                if json.loads(line)["step"] <= step:
+                    kept.append(line)
+            except ValueError:
+                break  # the line being written when the run died
+        self.write(self.metrics.name, "".join(f"{line}\n" for line in kept))
+
+    def log(self, record: dict[str, Any]) -> None:
+        """Append one line to metrics.jsonl."""
+        with writing(self.metrics), self.metrics.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+
+    def _clear(self) -> None:
+        for entry in self.path.iterdir():
+            if entry.name == ".lock":
+                continue
+            if entry.is_dir():
+                shutil.rmtree(entry)
+            else:
+                entry.unlink()

@@ -1,0 +1,102 @@
+"""Is this config one that can run? Checked before anything heavy is imported, loaded or submitted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import fields
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from lorsa.runner.errors import UserError, nearest
+from lorsa.runner.schema import JobConfig
+from lorsa.runner.signature import EMBEDDED, model_folder
+
+PROTOCOLS = ("split", "best_epoch")
+DTYPES = ("float32", "bfloat16", "float16")
+DEVICES = ("auto", "cpu", "cuda")
+PRECISIONS = ("fp32", "bf16", "fp16")
+SOURCES = ("demo", "glue", "local")
+
+# Only these may be instantiated from a config.
+ALLOWED_TARGETS = ("lorsa.methods.", "peft.")
+
+_RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "method.lr": (lambda x: x > 0, "above 0"),
+    "method.head_lr": (lambda x: x > 0, "above 0"),
+    "method.calibration_rows": (lambda x: x >= 0, "0 or more"),
+    "optim.eps": (lambda x: x > 0, "above 0"),
+    "optim.weight_decay": (lambda x: x >= 0, "0 or more"),
+    "optim.max_grad_norm": (lambda x: x >= 0, "0 or more"),
+    "optim.warmup": (lambda x: 0 <= x < 1, "a share of the updates, from 0 to below 1"),
+    "train.epochs": (lambda x: x > 0, "above 0"),
+    "train.max_steps": (lambda x: x == -1 or x > 0, "above 0, or -1 for no limit"),
+    "train.batch_size": (lambda x: x > 0, "above 0"),
+    "train.eval_batch_size": (lambda x: x > 0, "above 0"),
+    "train.max_length": (lambda x: x > 2, "above 2"),
+    "train.lr": (lambda x: x > 0, "above 0"),
+    "train.head_lr": (lambda x: x > 0, "above 0"),
+    "train.gradient_accumulation": (lambda x: x > 0, "above 0"),
+    "train.checkpoint_every": (lambda x: x is None or x > 0, "above 0, or null"),
+    "train.overfit_rows": (lambda x: x is None or x > 1, "above 1, or null"),
+    "data.train_rows": (lambda x: x is None or x > 0, "above 0, or null"),
+    "data.dev_fraction": (lambda x: 0 < x <= 0.5, "above 0 and at most 0.5"),
+    "data.dev_max_rows": (lambda x: x > 0, "above 0"),
+    "engine.threads": (lambda x: x is None or x > 0, "above 0, or null"),
+    "seed": (lambda x: 0 <= x < 2**32, "from 0 to 2**32 - 1"),
+}
+
+_CHOICES: dict[str, tuple[str, ...]] = {
+    "protocol": PROTOCOLS,
+    "model.dtype": DTYPES,
+    "engine.device": DEVICES,
+    "engine.precision": PRECISIONS,
+    "data.name": SOURCES,
+}
+
+
+def check(cfg: DictConfig) -> None:
+    """Refuse a config that cannot run, or that would not mean what it says.
+
+    Args:
+        cfg: the composed config; every value is resolved here once, so a value that is missing is found too.
+
+    Raises:
+        UserError: one sentence that names the key and what would be valid.
+    """
+    known = {field.name for field in fields(JobConfig)}
+    for key in cfg:
+        if key not in known:
+            raise UserError(f"there is no key '{key}'{nearest(str(key), known)}")
+    missing = sorted(OmegaConf.missing_keys(cfg))
+    if missing:
+        raise UserError(f"{missing[0]} has no value; give it with {missing[0]}=…")
+    OmegaConf.resolve(cfg)
+    for key, choices in _CHOICES.items():
+        value = OmegaConf.select(cfg, key)
+        if value not in choices:
+            raise UserError(f"{key}={value} is not known{nearest(str(value), choices)}")
+    for key, (valid, words) in _RANGES.items():
+        value = OmegaConf.select(cfg, key)
+        if not valid(value):
+            raise UserError(f"{key}={value} must be {words}.")
+    _check_combinations(cfg)
+
+
+def _check_combinations(cfg: DictConfig) -> None:
+    target = str(cfg.method.config.get("_target_", ""))
+    if not target.startswith(ALLOWED_TARGETS):
+        raise UserError(
+            f"method.config._target_={target} may not be instantiated; it must be a config class of peft or of "
+            "lorsa.methods, such as peft.LoraConfig."
+        )
+    path = str(cfg.model.path)
+    if path.startswith(EMBEDDED) and not model_folder(path).is_dir():  # type: ignore[union-attr]
+        raise UserError(f"model.path={path}: the package embeds only {EMBEDDED}tiny_llama.")
+    if path.startswith((".", "/", "~")) and model_folder(path) is None:
+        raise UserError(f"model.path={path}: there is no such folder.")
+    if cfg.protocol == "best_epoch" and not cfg.task.eval_splits:
+        raise UserError(
+            f"protocol=best_epoch chooses the epoch on the validation set, and task={cfg.task.name} has none; use "
+            "protocol=split."
+        )
