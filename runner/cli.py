@@ -7,21 +7,19 @@ import sys
 from typing import Any
 
 import hydra
-from hydra.core.config_store import ConfigStore
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
+from lorsa.runner.compose import register_schema
 from lorsa.runner.errors import UserError, nearest
-from lorsa.runner.schema import JobConfig, register_resolvers
 
 EXIT_BAD_INPUT = 2
 
 
 def main() -> None:
     """Run the command line `lorsa-run [overrides]`; exits 0 if the run is done, 2 on bad input."""
-    register_resolvers()
-    ConfigStore.instance().store("schema", JobConfig)
+    register_schema()
     # Hydra would print its own errors and exit; with this set it raises them, and we put them into words.
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
     try:

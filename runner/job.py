@@ -136,12 +136,15 @@ def load(cfg: DictConfig) -> tuple[TaskData, BaseModel, dict[str, EncodedRows]]:
     from lorsa.runner.glue.source import load_task
     from lorsa.runner.models import load_model, load_tokenizer
 
-    data = load_task(cfg.task, cfg.data)
+    # Under best_epoch the validation set chooses, so no training rows are held out for it.
+    data = load_task(cfg.task, cfg.data, hold_out=cfg.protocol == "split")
     tokenizer = load_tokenizer(cfg)
     train, dev = data.train, data.dev
     if cfg.train.overfit_rows is not None:
-        train = dev = train.select(range(min(cfg.train.overfit_rows, len(train))))
-    parts = {"dev": dev, **data.evaluation, **data.prediction}
+        train = train.select(range(min(cfg.train.overfit_rows, len(train))))
+        dev = None if dev is None else train
+    parts = {"dev": dev} if dev is not None else {}
+    parts |= data.evaluation | data.prediction
     rows = {"train": encode(train, cfg.task, cfg.train.max_length, tokenizer)}
     rows |= {name: encode(part, cfg.task, cfg.train.max_length, tokenizer, by_length=True) for name, part in parts.items()}
     return data, load_model(cfg, tokenizer), rows

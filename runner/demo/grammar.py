@@ -68,8 +68,8 @@ def sample_scene(
     genre: Genre | None = None,
     social: bool | None = None,
     adjective: float = 0.3,
-    place: float = 0.5,
-    time: float = 0.5,
+    place: float = 0.4,
+    time: float = 0.4,
 ) -> Scene:
     """Draw a scene; ``adjective``, ``place`` and ``time`` are the probabilities that it has one."""
     genre = genre or rng.choice(GENRES)

@@ -149,13 +149,15 @@ def rte(rng: random.Random, label: int) -> tuple[str, str]:
     return text, render(rng, hypothesis(rng, subject, rng.choice((NEUTRAL, CONTRADICTION))))
 
 
-def judged_question(rng: random.Random, premise: Scene) -> tuple[str, str]:
+def judged_question(rng: random.Random, premise: Scene, variety: float) -> tuple[str, str]:
     """A yes-no question about the premise, with its answer. The premise must be affirmative."""
     label = rng.choice((ENTAILMENT, ENTAILMENT, NEUTRAL, CONTRADICTION))
     asked = hypothesis(rng, premise, label)
+    question = yes_no_question(rng, asked, variety)
     if label == NEUTRAL:
-        return yes_no_question(rng, asked), "Nobody knows."
-    return yes_no_question(rng, asked), "No." if asked.negated != (label == CONTRADICTION) else "Yes."
+        return question, "Nobody knows."
+    # The question leaves out the negation of what it asks about.
+    return question, "Yes." if asked.negated == (label == CONTRADICTION) else "No."
 
 
 #: Statement about {a} and {b}, then what is said of ``a`` and of ``b``.

@@ -188,13 +188,9 @@ _ADJECTIVES = (
 )
 _VERBS = (("hated", "regretted", "disliked", "loathed", "despised"), ("loved", "enjoyed", "admired", "adored", "liked"))
 _BASES = (("hate", "regret", "dislike", "loathe", "despise"), ("love", "enjoy", "admire", "adore", "like"))
-_VERDICTS = (
-    ("avoid it.", "a waste of time.", "do not go.", "one star.", "thumbs down."),
-    ("go and see it.", "time well spent.", "do not miss it.", "five stars.", "thumbs up."),
-)
 
 
-def _opinion(rng: random.Random, polarity: int) -> str:
+def opinion(rng: random.Random, polarity: int) -> str:
     """One clause with the given polarity, said directly or by denying the opposite."""
     aspect = f"the {rng.choice(_ASPECTS)}"
     opposite = 1 - polarity
@@ -216,13 +212,13 @@ def _opinion(rng: random.Random, polarity: int) -> str:
 
 def sst2(rng: random.Random, label: int) -> str:
     """A remark on a film; where two opinions disagree, the main clause or the one after "but" decides."""
-    main = _opinion(rng, label)
+    main = opinion(rng, label)
     shape = rng.random()
     if shape < 0.25:
         return sentence(main)
     if shape < 0.4:
-        return sentence(f"{main} and {_opinion(rng, label)}")
-    against = _opinion(rng, 1 - label)
+        return sentence(f"{main} and {opinion(rng, label)}")
+    against = opinion(rng, 1 - label)
     return sentence(
         rng.choice(
             (
@@ -233,9 +229,3 @@ def sst2(rng: random.Random, label: int) -> str:
             )
         )
     )
-
-
-def review(rng: random.Random) -> list[str]:
-    """A review whose sentences all take one side, and the verdict that they come to."""
-    polarity = rng.randrange(2)
-    return [*(sst2(rng, polarity) for _ in range(rng.randint(1, 3))), sentence(rng.choice(_VERDICTS[polarity]))]

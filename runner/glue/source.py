@@ -28,23 +28,28 @@ class TaskData:
 
     Attributes:
         train: what is trained on.
-        dev: the part of the training set that is held out for choosing a checkpoint.
+        dev: the part of the training set that is held out for choosing a checkpoint, if any is.
         evaluation: for each split that is scored, its rows; every label is known.
         prediction: for each split whose predictions are written down, its rows; a label that is held back is -1.
         source: where the rows come from, as `data_fingerprint` says it.
     """
 
     train: "Dataset"
-    dev: "Dataset"
+    dev: "Dataset | None"
     evaluation: dict[str, "Dataset"]
     prediction: dict[str, "Dataset"]
     source: str
 
 
-def load_task(task: TaskConfig, data: DataConfig) -> TaskData:
+def load_task(task: TaskConfig, data: DataConfig, hold_out: bool = True) -> TaskData:
     """Load, check and cut the rows of `task` from the source that `data` names.
 
     A task without a scored split of its own (AX) is scored on its prediction splits when these carry labels.
+
+    Args:
+        task: the task.
+        data: the source.
+        hold_out: whether to cut a dev part from the training set.
 
     Raises:
         UserError: the source cannot be reached or lacks the task, its rows are not sound, or the cut does not fit.
@@ -69,7 +74,7 @@ def load_task(task: TaskConfig, data: DataConfig) -> TaskData:
         evaluation = {
             split: dataset for split, dataset in prediction.items() if checks.NO_LABEL not in dataset["label"]
         }
-    train, dev = cut(rows[task.train_split], data)
+    train, dev = cut(rows[task.train_split], data, hold_out)
     return TaskData(train, dev, evaluation, prediction, source)
 
 
@@ -83,8 +88,10 @@ def _dataset(table: "Table") -> "Dataset":
 def _read_demo(task: TaskConfig, data: DataConfig) -> _Tables:
     import pyarrow as pa
 
-    from lorsa.runner.demo.data import DEMO_TASKS, demo_rows
+    from lorsa.runner.demo.data import DEMO_TASKS, DEMO_VERSION, demo_rows
 
+    if data.version != DEMO_VERSION:
+        raise UserError(f"data.version={data.version}: this release generates version {DEMO_VERSION} of the demo data.")
     for name in (task.name, task.train_from):
         if name not in DEMO_TASKS:
             raise UserError(f"There is no demo data for task '{name}'{nearest(name, DEMO_TASKS)}")
@@ -123,8 +130,8 @@ def _download(repository: str, name: str, revision: str | None) -> Any:
         return datasets.load_dataset(repository, name, revision=revision)
     except ConnectionError as error:
         raise UserError(
-            f"{repository} is not in the cache and the hub cannot be reached ({error}); run `lorsa prefetch` where "
-            "there is a network, or point at a copy on disk: data=local data.path=<folder with cola/train-*.parquet "
+            f"{repository} is not in the cache and the hub cannot be reached ({error}); point at a copy on "
+            "disk: data=local data.path=<folder with cola/train-*.parquet "
             "or CoLA/train.tsv>."
         ) from error
     except (datasets.exceptions.DatasetsError, OSError, ValueError) as error:
