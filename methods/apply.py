@@ -15,6 +15,7 @@ from lorsa.methods.errors import MethodError
 from lorsa.methods.lorsa.config import CALIBRATED, LorsaConfig
 from lorsa.methods.lorsa.selection import select_components
 from lorsa.methods.selected import SelectedConfig, save_selected, select_parameters
+from lorsa.methods.targets import target_modules
 
 MethodConfig = PeftConfig | SelectedConfig
 
@@ -77,10 +78,13 @@ def apply(
     if isinstance(config, SelectedConfig):
         model = select_parameters(model, config, head)
     else:
-        if needs_calibration(config):
-            select_components(model, config, calibration)
+        # Before the selection, for which they keep the head out of `target_modules="all-linear"`.
+        if getattr(config, "target_modules", None) is not None:
+            target_modules(model, config)
         config.task_type = TaskType.SEQ_CLS
         config.modules_to_save = list(head)
+        if needs_calibration(config):
+            select_components(model, config, calibration)
         if isinstance(config, AdaLoraConfig):
             if total_steps is None or config.tinit + config.tfinal >= total_steps:
                 raise MethodError(

@@ -24,7 +24,7 @@ def main() -> None:
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
     try:
         _hydra_main()
-    except (UserError, HydraException, OmegaConfBaseException) as error:
+    except (HydraException, OmegaConfBaseException) as error:
         print(f"lorsa-run: {explain(error)}", file=sys.stderr)
         sys.exit(EXIT_BAD_INPUT)
     except KeyboardInterrupt:
@@ -36,7 +36,12 @@ def main() -> None:
 def _hydra_main(cfg: DictConfig) -> float | None:
     from lorsa.runner.job import run
 
-    return run(cfg)
+    try:
+        return run(cfg)
+    except UserError as error:
+        # Here, because Hydra would first print a line about the job.
+        print(f"lorsa-run: {error}", file=sys.stderr)
+        sys.exit(EXIT_BAD_INPUT)
 
 
 def explain(error: Exception) -> str:
@@ -55,3 +60,7 @@ def explain(error: Exception) -> str:
         place = f"{cause.full_key}: " if cause.full_key else ""
         return f"{place}{first_line}"
     return " ".join(str(error).split())
+
+
+if __name__ == "__main__":
+    main()

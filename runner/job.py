@@ -96,6 +96,7 @@ def _train_and_record(cfg: DictConfig, directory: RunDirectory) -> dict[str, Any
             model, report = adapt(cfg, method, base, rows["train"], device)
         trainer = make_trainer(cfg, base, model, rows, directory)
         directory.write("config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
+        directory.report("running", training=True)
         with clock.part("train"):
             resumed_from = trainer.fit()
         with clock.part("evaluate"):
@@ -110,6 +111,8 @@ def _train_and_record(cfg: DictConfig, directory: RunDirectory) -> dict[str, Any
 
 def prepare(cfg: DictConfig) -> tuple[torch.device, MethodConfig]:
     """Check the device, the method's config and the task's metrics, and quieten the libraries."""
+    import warnings
+
     import datasets
     import transformers
 
@@ -120,6 +123,8 @@ def prepare(cfg: DictConfig) -> tuple[torch.device, MethodConfig]:
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     datasets.disable_progress_bars()
+    # PEFT asks transformers by the old name, once per model.
+    warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
     check_metrics(cfg.task)
     return prepare_device(cfg.engine), build_method(cfg.method)
 

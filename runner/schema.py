@@ -18,8 +18,8 @@ class ModuleGroups:
     attention: Any = MISSING
     mlp: Any = MISSING
     all: Any = MISSING
-    ia3: Any = MISSING
-    ia3_feedforward: Any = MISSING
+    ia3: Any = None
+    ia3_feedforward: Any = None
 
 
 @dataclass

@@ -109,7 +109,8 @@ class GlueTrainer(Trainer):
 
     def logits(self, rows: EncodedRows) -> np.ndarray:
         """Return the model's logits for every row, (rows, labels) float32, in the order of `rows`."""
-        loader = self.get_test_dataloader(rows.dataset)
+        # Without the labels: a test set has none that a loss could be made of.
+        loader = self.get_test_dataloader(rows.dataset.remove_columns("labels"))
         output = self.evaluation_loop(loader, description="evaluate", prediction_loss_only=False)
         return np.asarray(output.predictions, dtype=np.float32)
 

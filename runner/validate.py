@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -64,10 +64,7 @@ def check(cfg: DictConfig) -> None:
     Raises:
         UserError: one sentence that names the key and what would be valid.
     """
-    known = {field.name for field in fields(JobConfig)}
-    for key in cfg:
-        if key not in known:
-            raise UserError(f"there is no key '{key}'{nearest(str(key), known)}")
+    _check_keys(cfg, JobConfig, "")
     missing = sorted(OmegaConf.missing_keys(cfg))
     if missing:
         raise UserError(f"{missing[0]} has no value; give it with {missing[0]}=…")
@@ -81,6 +78,17 @@ def check(cfg: DictConfig) -> None:
         if not valid(value):
             raise UserError(f"{key}={value} must be {words}.")
     _check_combinations(cfg)
+
+
+def _check_keys(cfg: DictConfig, schema: type, path: str) -> None:
+    """Refuse keys that `+` added: Hydra lets them into a typed config."""
+    known = {field.name: field.type for field in fields(schema)}
+    for key in cfg:
+        if key not in known:
+            raise UserError(f"there is no key '{path}{key}'{nearest(str(key), known)}")
+        kind = known[str(key)]
+        if isinstance(kind, type) and is_dataclass(kind):
+            _check_keys(cfg[key], kind, f"{path}{key}.")
 
 
 def _check_combinations(cfg: DictConfig) -> None:

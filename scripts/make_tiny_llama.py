@@ -26,6 +26,9 @@ from lorsa.runner.demo.data import demo_corpus
 SPECIAL_TOKENS = ("<unk>", "<s>", "</s>", "<pad>")
 UNK, BOS, EOS, PAD = range(4)
 MAX_POSITIONS = 512
+# How much a token counts in the loss. The first sentence of a document can hardly be predicted, and an answer is one word
+# that takes understanding all the rest.
+OPENING_WEIGHT, ANSWER_WEIGHT = 0.3, 10.0
 # Corpus seeds: what the tokenizer, the model and the final check read.
 TOKENIZER_SEED, TRAINING_SEED, HELD_OUT_SEED = 1, 2, 3
 
@@ -77,16 +80,20 @@ def make_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
     return LlamaForCausalLM(config)
 
 
-def encode(tokenizer: PreTrainedTokenizerFast, document: str) -> list[int]:
-    """A document as token ids: each sentence ends in ``</s>``."""
-    ids = [BOS]
+def encode(tokenizer: PreTrainedTokenizerFast, document: str) -> list[tuple[int, float]]:
+    """A document as tokens with their weights in the loss: each sentence ends in ``</s>``."""
+    tokens, weight = [(BOS, 0.0)], OPENING_WEIGHT
     for line in document.splitlines():
-        ids += [*tokenizer.encode(line, add_special_tokens=False), EOS]
-    return ids
+        tokens += [(token, weight) for token in tokenizer.encode(line, add_special_tokens=False)]
+        tokens.append((EOS, 1.0))
+        weight = ANSWER_WEIGHT if line.endswith("?") else 1.0
+    return tokens
 
 
-def batches(tokenizer: PreTrainedTokenizerFast, seed: int, n_sentences: int, size: int) -> Iterator[torch.Tensor]:
-    """Batches of documents of similar length, one document a row, so that none reads another."""
+def batches(
+    tokenizer: PreTrainedTokenizerFast, seed: int, n_sentences: int, size: int
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Token ids and weights of documents of similar length, one document a row, so that none reads another."""
     documents = demo_corpus(n_sentences, seed)
     shuffle = random.Random(seed)
     # Sorting within a large pool keeps padding low, and shuffling its batches keeps lengths mixed over time.
@@ -96,53 +103,66 @@ def batches(tokenizer: PreTrainedTokenizerFast, seed: int, n_sentences: int, siz
         shuffle.shuffle(chunks)
         for chunk in chunks:
             longest = max(map(len, chunk))
-            yield torch.tensor([row + [PAD] * (longest - len(row)) for row in chunk])
+            padded = [row + [(PAD, 0.0)] * (longest - len(row)) for row in chunk]
+            yield (
+                torch.tensor([[token for token, _ in row] for row in padded]),
+                torch.tensor([[weight for _, weight in row] for row in padded]),
+            )
 
 
-def loss_of(model: LlamaForCausalLM, batch: torch.Tensor) -> torch.Tensor:
-    """Mean cross-entropy per token; padding counts nowhere."""
+def loss_of(model: LlamaForCausalLM, ids: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """Weighted mean of the cross-entropy per token."""
     # Padding comes last, where causal attention lets no other token see it: no mask is needed.
-    return model(input_ids=batch, labels=batch.masked_fill(batch == PAD, -100)).loss
+    logits = model(input_ids=ids).logits[:, :-1]
+    losses = torch.nn.functional.cross_entropy(logits.transpose(1, 2), ids[:, 1:], reduction="none")
+    return (losses * weights[:, 1:]).sum() / weights[:, 1:].sum()
 
 
 def pretrain(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, args: argparse.Namespace) -> None:
-    """Train as a language model: AdamW, warm-up, cosine decay, one pass over text that never repeats."""
-    matrices = [p for p in model.parameters() if p.dim() == 2]
-    vectors = [p for p in model.parameters() if p.dim() != 2]
-    groups = [{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=args.lr, betas=(0.9, 0.98))
-    warmup = max(1, args.steps // 20)
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer,
-        lambda step: min(
-            (step + 1) / warmup, 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(1.0, step / args.steps)))
-        ),
+    """Train as a language model, in one pass over text that never repeats.
+
+    Muon on the layers' matrices and AdamW on the rest: AdamW alone needs about twice the steps.
+    """
+    matrices = [p for p in model.model.layers.parameters() if p.dim() == 2]
+    others = [p for name, p in model.named_parameters() if p.dim() != 2 or "embed_tokens" in name]
+    optimizers = (
+        torch.optim.Muon(matrices, lr=args.lr, weight_decay=0.01, momentum=0.95),
+        torch.optim.AdamW(others, lr=0.3 * args.lr, betas=(0.9, 0.98), weight_decay=0.0),
     )
+    warmup = max(1, args.steps // 20)
+
+    def rate(step: int) -> float:
+        """Warm up, hold, and from half-way on fall linearly."""
+        return min((step + 1) / warmup, 1.0, 2 * (1 - step / args.steps))
+
+    schedules = [torch.optim.lr_scheduler.LambdaLR(optimizer, rate) for optimizer in optimizers]
     model.train()
-    # A document has one sentence at least, so this many are enough for all steps.
-    stream = batches(tokenizer, TRAINING_SEED, 8 * args.steps * args.batch_size, args.batch_size)
-    start, tokens, mean = time.monotonic(), 0, 0.0
-    for step, batch in enumerate(islice(stream, args.steps), 1):
-        loss = loss_of(model, batch)
+    # No kind of document has more than a dozen sentences, so this many are enough for all steps.
+    stream = batches(tokenizer, TRAINING_SEED, 12 * args.steps * args.batch_size, args.batch_size)
+    start, tokens, recent = time.monotonic(), 0, []
+    for step, (ids, weights) in enumerate(islice(stream, args.steps), 1):
+        loss = loss_of(model, ids, weights)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-        optimizer.zero_grad()
-        tokens += int((batch != PAD).sum())
-        mean += loss.item()
+        for optimizer, schedule in zip(optimizers, schedules, strict=True):
+            optimizer.step()
+            schedule.step()
+            optimizer.zero_grad()
+        tokens += int((ids != PAD).sum())
+        recent.append(loss.item())
         if step % args.log_every == 0 or step == args.steps:
             seconds = time.monotonic() - start
-            count = args.log_every if step % args.log_every == 0 else step % args.log_every
-            print(f"step {step}/{args.steps}  loss {mean / count:.3f}  {tokens} tokens  {seconds:.0f} s", flush=True)
-            mean = 0.0
+            mean = sum(recent) / len(recent)
+            print(f"step {step}/{args.steps}  loss {mean:.3f}  {tokens} tokens  {seconds:.0f} s", flush=True)
+            recent.clear()
 
 
 @torch.inference_mode()
 def held_out_loss(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, size: int) -> float:
-    """Mean cross-entropy per token on documents that were not trained on."""
+    """Mean cross-entropy per token on documents that were not trained on, all tokens weighing the same."""
     model.eval()
-    losses = [loss_of(model, batch).item() for batch in batches(tokenizer, HELD_OUT_SEED, 2000, size)]
+    held_out = batches(tokenizer, HELD_OUT_SEED, 2000, size)
+    losses = [loss_of(model, ids, (ids != PAD).float()).item() for ids, _ in held_out]
     return sum(losses) / len(losses)
 
 
@@ -151,9 +171,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     default_out = Path(__file__).resolve().parents[1] / "runner" / "demo" / "tiny_llama"
     parser.add_argument("--out", type=Path, default=default_out, help="folder to write (default: %(default)s)")
-    parser.add_argument("--steps", type=int, default=2000, help="optimizer steps (default: %(default)s)")
-    parser.add_argument("--batch-size", type=int, default=64, help="documents a step (default: %(default)s)")
-    parser.add_argument("--lr", type=float, default=4e-3, help="peak learning rate (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=3000, help="optimizer steps (default: %(default)s)")
+    parser.add_argument("--batch-size", type=int, default=32, help="documents a step (default: %(default)s)")
+    parser.add_argument("--lr", type=float, default=0.02, help="peak learning rate of Muon (default: %(default)s)")
     parser.add_argument("--vocabulary", type=int, default=1024, help="tokens (default: %(default)s)")
     parser.add_argument(
         "--threads", type=int, default=1, help="CPU threads; the result depends on it (default: %(default)s)"

@@ -79,6 +79,8 @@ class LorsaConfig(PeftConfig):
             value = getattr(self, name)
             if not isinstance(value, int) or value < 1:
                 raise MethodError(f"LoRSA: {name}={value!r} must be an integer of at least 1.")
+        if self.space == "subspace" and self.k == 1:
+            raise MethodError("LoRSA: space=subspace with k=1 has nothing to rotate; it takes k of at least 2.")
         if self.space == "subspace" and self.r > self.k // 2:
             raise MethodError(
                 f"LoRSA: r={self.r} is more than half of k={self.k}; a rotation of a {self.k}-dimensional subspace "

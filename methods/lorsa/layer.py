@@ -75,6 +75,9 @@ class LorsaLinear(nn.Module, BaseTunerLayer):
                 f"LoRSA: {name} is {m} x {n} and has components 0 to {min(m, n) - 1}; "
                 f"asked for {min(indices)} to {max(indices)}."
             )
+        if len(set(indices)) < k:
+            twice = next(index for index in indices if indices.count(index) > 1)
+            raise MethodError(f"LoRSA: component {twice} of {name} is asked for twice.")
         self.form[adapter_name] = config.space if config.space == "subspace" else config.rotate
         rows, columns = (k, k) if config.space == "subspace" else (m, n)
         # Under a global allocation a layer can get fewer than 2r components: it turns in as many planes as it has.
@@ -215,6 +218,7 @@ class LorsaLinear(nn.Module, BaseTunerLayer):
 
 def _random_directions(size: int, r: int, seed: int, name: str, dtype: torch.dtype) -> Tensor:
     """Return orthonormal columns (size, r) that depend on the seed and the name alone, not on order or process."""
-    generator = torch.Generator().manual_seed(seed * 2**32 + zlib.crc32(name.encode()))
+    # The seed goes into the checksum: the generator keeps no more than the low 32 bits of what it is given.
+    generator = torch.Generator().manual_seed(zlib.crc32(name.encode(), seed))
     columns = torch.randn(size, r, generator=generator, dtype=torch.float64)
     return torch.linalg.qr(columns)[0].to(dtype)

@@ -33,8 +33,8 @@ class LorsaModel(BaseTuner):  # type: ignore[misc]
     tuner_layer_cls = LorsaLinear
     target_module_mapping = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 
-    def _pre_injection_hook(self, model: nn.Module, config: LorsaConfig, adapter_name: str) -> None:
-        self._prepare_adapter_config(config, self.get_model_config(model))
+    def _prepare_model(self, config: LorsaConfig, model: nn.Module) -> None:
+        # Of PEFT's hooks before the injection this is the one that runs for every adapter, not the first alone.
         if config.components is None:
             if config.selection in CALIBRATED:
                 raise MethodError(

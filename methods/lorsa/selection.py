@@ -14,12 +14,12 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
-from peft.tuners.tuners_utils import BaseTunerLayer, _maybe_include_all_linear_layers, check_target_module_exists
 from torch import Tensor, nn
 
 from lorsa.methods.errors import MethodError
 from lorsa.methods.lorsa.basis import Basis, singular_basis
 from lorsa.methods.lorsa.config import CALIBRATED, LorsaConfig
+from lorsa.methods.targets import target_modules
 
 Batch = Mapping[str, Tensor]
 
@@ -28,27 +28,13 @@ def target_layers(model: nn.Module, config: LorsaConfig) -> dict[str, nn.Linear]
     """Return the linear modules that `config` targets, by name.
 
     Raises:
-        MethodError: a target is not `nn.Linear`, or nothing matches; the message lists what exists.
+        MethodError: a target is not `nn.Linear`, or nothing matches.
     """
-    _maybe_include_all_linear_layers(config, model)
     layers: dict[str, nn.Linear] = {}
-    linear: set[str] = set()
-    for name, module in model.named_modules():
-        layer = module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
-        inside = name.rpartition(".")[0] in layers or ".modules_to_save." in name or ".original_module" in name
-        if inside:
-            continue
-        if isinstance(layer, nn.Linear):
-            linear.add(name.rpartition(".")[2])
-        if check_target_module_exists(config, name):
-            if not isinstance(layer, nn.Linear):
-                raise MethodError(f"LoRSA: the target module {name} is a {type(layer).__name__}, not a linear layer.")
-            layers[name] = layer
-    if not layers:
-        asked = config.target_modules if isinstance(config.target_modules, str) else sorted(config.target_modules or ())
-        raise MethodError(
-            f"LoRSA: target_modules={asked} matches no module; linear modules are named {', '.join(sorted(linear))}."
-        )
+    for name, layer in target_modules(model, config).items():
+        if not isinstance(layer, nn.Linear):
+            raise MethodError(f"LoRSA: the target module {name} is a {type(layer).__name__}, not a linear layer.")
+        layers[name] = layer
     return layers
 
 
@@ -120,14 +106,26 @@ def component_scores(
         for name, basis in bases.items()
     }
 
+    # A module that runs several times in one forward pass, as DeBERTa's query projection does for content and
+    # positions, has the sum over its calls for a gradient. Scored when the last is in, M is not kept for longer.
+    calls = dict.fromkeys(bases, 0)
+    partial: dict[str, Tensor] = {}
+
+    def score(name: str) -> None:
+        scores[name] += _squared_gradients(partial.pop(name), projections[name].s, pairs).double().cpu()
+
     def watch(name: str) -> Callable[[nn.Module, tuple[Any, ...], Tensor], None]:
         def forward_hook(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
             basis = projections[name]
             z = inputs[0].detach().flatten(0, -2).float() @ basis.V
+            calls[name] += 1
 
             def backward_hook(gradient: Tensor) -> None:
                 M = (gradient.flatten(0, -2).float() @ basis.U).mT @ z
-                scores[name] += _squared_gradients(M, basis.s, pairs).double().cpu()
+                partial[name] = M + partial[name] if name in partial else M
+                calls[name] -= 1
+                if calls[name] == 0:
+                    score(name)
 
             # Below the first adapted module nothing requires a gradient yet, not even its own output.
             (output if output.requires_grad else output.requires_grad_()).register_hook(backward_hook)
@@ -135,7 +133,7 @@ def component_scores(
         return forward_hook
 
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    was_training = model.training
+    modes = [(module, module.training) for module in model.modules()]
     hooks = [layer.register_forward_hook(watch(name)) for name, layer in layers.items()]
     rows = 0
     try:
@@ -143,13 +141,17 @@ def component_scores(
         for batch in batches:
             for row in range(len(next(iter(batch.values())))):
                 model(**{key: value[row : row + 1].to(device) for key, value in batch.items()}).loss.backward()
+                for name in list(partial):  # the result of one of its calls does not enter the loss
+                    score(name)
+                calls.update(dict.fromkeys(calls, 0))
                 rows += 1
     finally:
         for hook in hooks:
             hook.remove()
         for parameter in trainable:
             parameter.requires_grad_(True)
-        model.train(was_training)
+        for module, training in modes:
+            module.training = training
     if rows == 0:
         raise MethodError(f"LoRSA: selection={config.selection} got no calibration rows.")
     return {name: score / rows for name, score in scores.items()}
@@ -167,7 +169,8 @@ def _squared_gradients(M: Tensor, s: Tensor, pairs: bool) -> Tensor:
 def _rank_score(config: LorsaConfig, name: str, count: int, weight: Tensor) -> Tensor:
     """Return the score of each component under a rule that needs no gradients, (K,)."""
     if config.selection == "random":
-        generator = torch.Generator().manual_seed(config.seed * 2**32 + zlib.crc32(name.encode()))
+        # The seed goes into the checksum: the generator keeps no more than the low 32 bits of what it is given.
+        generator = torch.Generator().manual_seed(zlib.crc32(name.encode(), config.seed))
         return torch.rand(count, generator=generator, dtype=torch.float64)
     sign = 1.0 if config.selection == "principal" else -1.0
     if config.allocation == "global":

@@ -56,6 +56,12 @@ def load_selected(model: nn.Module, folder: Path) -> nn.Module:
         MethodError: the folder's parameters are not the model's.
     """
     trained = load_file(folder / WEIGHTS_FILE)
+    shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
+    for name, tensor in trained.items():
+        if name in shapes and tensor.shape != shapes[name]:
+            raise MethodError(
+                f"{folder} holds {name} with shape {tuple(tensor.shape)}; the model's has shape {tuple(shapes[name])}."
+            )
     unexpected = model.load_state_dict(trained, strict=False).unexpected_keys
     if unexpected:
         raise MethodError(f"{folder} holds parameters that the model lacks: {', '.join(sorted(unexpected)[:3])}.")

@@ -82,14 +82,14 @@ def _same_question(rng: random.Random) -> Document:
 
 
 def _review(rng: random.Random) -> Document:
-    """Opinions that all take one side, plain ones more often than not, and which side that is."""
+    """Opinions that all take one side, from plain to involved, and which side that is."""
     polarity = rng.randrange(2)
-    lines = []
-    for _ in range(rng.randint(1, 3)):
-        lines += [single.sst2(rng, polarity) if rng.random() < 0.5 else sentence(single.opinion(rng, polarity))]
-        question, about = rng.choice((("Was it good?", 1), ("Was it a waste of time?", 0)))
-        lines += [question, _YES if about == polarity else _NO]
-    return lines
+    opinions = [
+        sentence(single.plain_opinion(rng, polarity)),
+        sentence(single.opinion(rng, polarity)),
+        single.sst2(rng, polarity),
+    ]
+    return [line for opinion in opinions for line in (opinion, "Was it good?", _YES if polarity else _NO)]
 
 
 def _grammar_book(rng: random.Random) -> Document:
@@ -111,13 +111,13 @@ def _schema(rng: random.Random) -> Document:
 
 
 _KINDS: tuple[tuple[Callable[[random.Random], Document], int], ...] = (
-    (_interview, 34),
-    (_restatements, 10),
+    (_interview, 36),
+    (_restatements, 6),
     (_answered, 4),
-    (_compared, 12),
-    (_concluded, 10),
-    (_same_question, 8),
-    (_review, 14),
+    (_compared, 14),
+    (_concluded, 12),
+    (_same_question, 9),
+    (_review, 9),
     (_grammar_book, 7),
     (_dictionary, 3),
     (_schema, 6),

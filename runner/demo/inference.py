@@ -151,13 +151,13 @@ def rte(rng: random.Random, label: int) -> tuple[str, str]:
 
 def judged_question(rng: random.Random, premise: Scene, variety: float) -> tuple[str, str]:
     """A yes-no question about the premise, with its answer. The premise must be affirmative."""
-    label = rng.choice((ENTAILMENT, ENTAILMENT, NEUTRAL, CONTRADICTION))
-    asked = hypothesis(rng, premise, label)
-    question = yes_no_question(rng, asked, variety)
+    label = rng.choice((ENTAILMENT, NEUTRAL, CONTRADICTION))
     if label == NEUTRAL:
-        return question, "Nobody knows."
-    # The question leaves out the negation of what it asks about.
-    return question, "Yes." if asked.negated == (label == CONTRADICTION) else "No."
+        return yes_no_question(rng, hypothesis(rng, premise, NEUTRAL), variety), "Perhaps."
+    asked = _weaken(rng, premise)
+    if label == CONTRADICTION:
+        return yes_no_question(rng, oppose_verb(asked), variety), "No."
+    return yes_no_question(rng, asked, variety), "Yes."
 
 
 #: Statement about {a} and {b}, then what is said of ``a`` and of ``b``.

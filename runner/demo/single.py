@@ -190,24 +190,39 @@ _VERBS = (("hated", "regretted", "disliked", "loathed", "despised"), ("loved", "
 _BASES = (("hate", "regret", "dislike", "loathe", "despise"), ("love", "enjoy", "admire", "adore", "like"))
 
 
+def plain_opinion(rng: random.Random, polarity: int) -> str:
+    """One clause whose own words have the given polarity."""
+    aspect, words = f"the {rng.choice(_ASPECTS)}", _ADJECTIVES[polarity]
+    return rng.choice(
+        (
+            f"{aspect} is {_degree(rng)}{rng.choice(words)}",
+            f"I {rng.choice(_VERBS[polarity])} {aspect}",
+            f"this is {with_article(rng.choice(words) + ' ' + rng.choice(_FILMS))}",
+            f"{aspect} is {rng.choice(words)} and {rng.choice(words)}",
+        )
+    )
+
+
+def _denied_opinion(rng: random.Random, polarity: int) -> str:
+    """One clause that takes the given side by denying the opposite."""
+    aspect, opposite = f"the {rng.choice(_ASPECTS)}", 1 - polarity
+    return rng.choice(
+        (
+            f"{aspect} is not {_degree(rng)}{rng.choice(_ADJECTIVES[opposite])}",
+            f"{aspect} is {rng.choice(_DENIALS)} {rng.choice(_ADJECTIVES[opposite])}",
+            f"nobody could {rng.choice(_BASES[opposite])} {aspect}",
+            f"I did not {rng.choice(_BASES[opposite])} {aspect}",
+        )
+    )
+
+
+def _degree(rng: random.Random) -> str:
+    return f"{rng.choice(_INTENSIFIERS)} " if rng.random() < 0.4 else ""
+
+
 def opinion(rng: random.Random, polarity: int) -> str:
-    """One clause with the given polarity, said directly or by denying the opposite."""
-    aspect = f"the {rng.choice(_ASPECTS)}"
-    opposite = 1 - polarity
-    degree = f"{rng.choice(_INTENSIFIERS)} " if rng.random() < 0.4 else ""
-    direct = (
-        f"{aspect} is {degree}{rng.choice(_ADJECTIVES[polarity])}",
-        f"I {rng.choice(_VERBS[polarity])} {aspect}",
-        f"this is {with_article(rng.choice(_ADJECTIVES[polarity]) + ' ' + rng.choice(_FILMS))}",
-        f"{aspect} is {rng.choice(_ADJECTIVES[polarity])} and {rng.choice(_ADJECTIVES[polarity])}",
-    )
-    denied = (
-        f"{aspect} is not {degree}{rng.choice(_ADJECTIVES[opposite])}",
-        f"{aspect} is {rng.choice(_DENIALS)} {rng.choice(_ADJECTIVES[opposite])}",
-        f"nobody could {rng.choice(_BASES[opposite])} {aspect}",
-        f"I did not {rng.choice(_BASES[opposite])} {aspect}",
-    )
-    return rng.choice(direct if rng.random() < 0.5 else denied)
+    """One clause with the given polarity, said plainly or by denying the opposite."""
+    return (plain_opinion if rng.random() < 0.5 else _denied_opinion)(rng, polarity)
 
 
 def sst2(rng: random.Random, label: int) -> str:

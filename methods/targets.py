@@ -1,0 +1,39 @@
+"""Which modules of a model a PEFT config names."""
+
+from __future__ import annotations
+
+from peft import PeftConfig
+from peft.tuners.tuners_utils import BaseTunerLayer, _maybe_include_all_linear_layers, check_target_module_exists
+from torch import nn
+
+from lorsa.methods.errors import MethodError
+
+
+def target_modules(model: nn.Module, config: PeftConfig) -> dict[str, nn.Module]:
+    """Return the modules that `config.target_modules` matches, by name; adapted ones as what they wrap.
+
+    `"all-linear"` is resolved in `config`, in place, as PEFT does it.
+
+    Raises:
+        MethodError: nothing matches; the message lists the linear modules that exist.
+    """
+    _maybe_include_all_linear_layers(config, model)
+    found: dict[str, nn.Module] = {}
+    linear: set[str] = set()
+    for name, module in model.named_modules():
+        inside_adapter = name.rpartition(".")[0] in found
+        inside_head = ".modules_to_save." in name or ".original_module" in name
+        if inside_adapter or inside_head:
+            continue
+        layer = module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
+        if isinstance(layer, nn.Linear):
+            linear.add(name.rpartition(".")[2])
+        if check_target_module_exists(config, name):
+            found[name] = layer
+    if not found:
+        targets = config.target_modules
+        asked = targets if isinstance(targets, str) else sorted(targets or ())
+        raise MethodError(
+            f"target_modules={asked} matches no module; linear modules are named {', '.join(sorted(linear))}."
+        )
+    return found

@@ -1,0 +1,157 @@
+"""Which components the rules choose, and how a wrong request is refused."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from peft import get_peft_model
+from tiny_models import ARCHITECTURES, adapt, batch, build, layers, logits
+from torch import nn
+
+from lorsa.methods import LorsaConfig, MethodError, apply, select_components
+from lorsa.methods.lorsa import singular_basis
+from lorsa.methods.lorsa.selection import component_scores, target_layers
+
+TARGETS = ["query", "key", "value", "attention.output.dense"]
+
+
+def choose(selection: str, **changes: object) -> tuple[dict[str, list[int]], nn.Module, LorsaConfig]:
+    model = build("bert")
+    config = LorsaConfig(**{"target_modules": list(TARGETS), "selection": selection, "k": 3, **changes})
+    return select_components(model, config, [batch(2)]), model, config
+
+
+def test_principal_takes_the_largest_and_minor_the_smallest_values():
+    for selection, expected in (("principal", [0, 1, 2]), ("minor", [9, 10, 11])):
+        components, _, config = choose(selection)
+        assert len(components) == 8
+        assert all(indices == expected for indices in components.values())
+        assert config.components == components
+
+
+def test_random_depends_on_the_seed_and_the_module_alone():
+    first, second, other = choose("random")[0], choose("random")[0], choose("random", seed=1)[0]
+    assert first == second
+    assert first != other
+    assert len({tuple(indices) for indices in first.values()}) > 1
+    assert all(len(set(indices)) == 3 and sorted(indices) == indices for indices in first.values())
+    fewer = choose("random", target_modules=["key"])[0]
+    assert fewer == {name: indices for name, indices in first.items() if name in fewer}
+
+
+@pytest.mark.parametrize("selection", ["sensitivity", "fisher"])
+@pytest.mark.parametrize("allocation", ["layer", "global"])
+def test_gradient_rules_take_the_highest_scores(selection: str, allocation: str):
+    components, model, config = choose(selection, allocation=allocation, rotate="selected")
+    found = target_layers(model, config)
+    bases = {name: singular_basis(layer.weight) for name, layer in found.items()}
+    scores = component_scores(model, found, bases, config, [batch(2)])
+    flat = sorted(((score.item(), name, i) for name, each in scores.items() for i, score in enumerate(each)))
+    if allocation == "global":
+        best = flat[-3 * len(found) :]
+    else:
+        best = [entry for name in found for entry in [e for e in flat if e[1] == name][-3:]]
+    chosen = {(name, i) for name, indices in components.items() for i in indices}
+    assert chosen == {(name, i) for _, name, i in best}
+    assert sum(map(len, components.values())) == 3 * len(found)
+
+
+@pytest.mark.parametrize(("selection", "sign"), [("principal", 1), ("minor", -1)])
+def test_global_allocation_ranks_values_over_the_model(selection: str, sign: int):
+    components, model, config = choose(selection, allocation="global")
+    values = [
+        (sign * s.item(), name, i)
+        for name, layer in target_layers(model, config).items()
+        for i, s in enumerate(torch.linalg.svdvals(layer.weight.detach().double()))
+    ]
+    best = sorted(values)[-3 * len(components) :]
+    assert {(name, i) for name, indices in components.items() for i in indices} == {(n, i) for _, n, i in best}
+
+
+@pytest.mark.parametrize("form", ["subspace", "selected", "all"])
+def test_explicit_components_are_taken_in_the_given_order(form: str):
+    names = choose("principal", target_modules=["query"])[0]
+    components = {name: [7, 0, 3, 11] for name in names}
+    model = adapt(build("bert"), "bert", form, target_modules=["query"], components=components)
+    assert torch.equal(logits(model), logits(build("bert")))
+    for layer in layers(model).values():
+        s = torch.linalg.svdvals(layer.base_layer.weight.detach().double())
+        torch.testing.assert_close(layer.lorsa_s["default"].double(), s[[7, 0, 3, 11]])
+        U, V = layer.lorsa_U["default"], layer.lorsa_V["default"]
+        torch.testing.assert_close(layer.base_layer.weight @ V, U * layer.lorsa_s["default"])
+
+
+def test_the_tuner_uses_the_selections_factors_once(monkeypatch: pytest.MonkeyPatch):
+    def fail(*_: object) -> None:
+        raise AssertionError("a second decomposition")
+
+    config = LorsaConfig(target_modules=["query"], selection="fisher", k=3)
+    model = build("bert")
+    select_components(model, config, [batch(2)])
+    monkeypatch.setattr("lorsa.methods.lorsa.layer.singular_basis", fail)
+    apply(model, config, ["classifier"])
+    assert config._factors == {}
+
+
+@pytest.mark.parametrize("selection", ["sensitivity", "principal"])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_all_linear_is_every_linear_module_but_the_head(architecture: str, selection: str):
+    model, head = build(architecture), ARCHITECTURES[architecture].head
+    linear = {name for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    body = {name for name in linear if name.split(".")[0] not in head}
+    config = LorsaConfig(target_modules="all-linear", selection=selection, k=2)
+    report = apply(model, config, head, [batch(2)])[1]
+    assert set(report.components) == body
+
+
+def test_k_beyond_a_modules_components_is_refused_with_the_largest_that_fits():
+    with pytest.raises(MethodError, match=r"^LoRSA: k=13 is more than the 12 components of .*query \(12 x 12\); .* 12\.$"):
+        choose("principal", k=13)
+
+
+def test_targets_that_match_nothing_are_refused_with_what_exists():
+    with pytest.raises(MethodError, match=r"target_modules=\['q_proj'\] matches no module; .*classifier.*query, value\.$"):
+        choose("principal", target_modules=["q_proj"])
+
+
+def test_targets_that_are_not_linear_are_refused_by_type():
+    with pytest.raises(MethodError, match=r"target module bert\.embeddings\.LayerNorm is a LayerNorm, not a linear"):
+        choose("principal", target_modules=["LayerNorm"])
+
+
+@pytest.mark.parametrize("selection", ["sensitivity", "fisher"])
+def test_gradient_rules_without_calibration_rows_are_refused(selection: str):
+    config = LorsaConfig(target_modules=["query"], selection=selection, k=2)
+    with pytest.raises(MethodError, match=rf"selection={selection} needs calibration batches with labels\."):
+        select_components(build("bert"), config)
+    with pytest.raises(MethodError, match=rf"selection={selection} got no calibration rows\."):
+        select_components(build("bert"), config, [])
+    with pytest.raises(MethodError, match=r"select_components\(model, config, batches\) before get_peft_model"):
+        get_peft_model(build("bert"), config)
+    with pytest.raises(MethodError, match=r"select_components\(model, config, batches\) before get_peft_model"):
+        adapt(build("bert"), "bert", "all").add_adapter("other", config)
+
+
+@pytest.mark.parametrize(
+    ("indices", "message"),
+    [
+        ([0, 12], r"is 12 x 12 and has components 0 to 11; asked for 0 to 12\."),
+        ([-1, 2], r"has components 0 to 11; asked for -1 to 2\."),
+        ([3, 1, 3], r"component 3 .*twice"),
+    ],
+)
+def test_explicit_components_that_do_not_exist_are_refused(indices: list[int], message: str):
+    names = choose("principal", target_modules=["query"])[0]
+    with pytest.raises(MethodError, match=message):
+        adapt(build("bert"), "bert", "all", target_modules=["query"], components={name: indices for name in names})
+
+
+def test_explicit_components_that_leave_out_a_target_are_refused():
+    with pytest.raises(MethodError, match=r"no components are given for the target module bert\.encoder\.layer\.1"):
+        adapt(
+            build("bert"),
+            "bert",
+            "all",
+            target_modules=["query"],
+            components={"bert.encoder.layer.0.attention.self.query": [0]},
+        )

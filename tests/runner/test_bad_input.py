@@ -1,0 +1,185 @@
+"""Bad input gets one clear sentence and a non-zero exit code, and leaves nothing behind.
+
+What can be wrong with a data set is in glue/test_glue_checks.py.
+"""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from lorsa.runner import cli
+from lorsa.runner.compose import compose
+from lorsa.runner.errors import AlreadyRunningError, UserError
+from lorsa.runner.job import run
+from lorsa.runner.rundir import RunDirectory
+from lorsa.runner.signature import signature
+
+
+@pytest.fixture
+def refused(tmp_path, monkeypatch, capsys):
+    """Run a command line that must be refused; returns the sentence."""
+
+    def run_refused(*overrides: str) -> str:
+        runs = tmp_path / "runs"
+        monkeypatch.setattr(sys, "argv", ["lorsa-run", f"runs_dir={runs}", *overrides])
+        monkeypatch.chdir(tmp_path)
+        with pytest.raises(SystemExit) as exit_info:
+            cli.main()
+        assert exit_info.value.code == cli.EXIT_BAD_INPUT
+        error = capsys.readouterr().err.strip().splitlines()[-1]
+        assert error.startswith("lorsa-run: ")
+        assert "Traceback" not in error
+        assert not runs.exists() or not list(runs.iterdir()), "something half-written is left"
+        return error
+
+    return run_refused
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("task=sst3", ["no task named 'sst3'", "did you mean 'sst2'", "cola"]),
+        ("method=lors", ["no method named 'lors'", "did you mean 'lorsa'", "bitfit"]),
+        ("tusk=sst2", ["no key 'tusk'", "did you mean 'task'"]),
+        ("train.batchsize=3", ["no key 'train.batchsize'", "did you mean 'batch_size'"]),
+        ("+train.foo=3", ["no key 'train.foo'", "batch_size"]),
+        ("+foo=3", ["no key 'foo'", "seed"]),
+        ("train.batch_size=many", ["train.batch_size", "'many'", "Integer"]),
+        ("seed=1.5", ["seed", "1.5", "Integer"]),
+        ("seed=-1", ["seed=-1", "from 0"]),
+        ("method.lr=-1e-3", ["lr=-0.001", "above 0"]),
+        ("train.batch_size=0", ["train.batch_size=0", "above 0"]),
+        ("optim.warmup=2", ["optim.warmup=2", "from 0 to below 1"]),
+        ("protocol=best", ["protocol=best", "did you mean 'best_epoch'"]),
+        ("model.dtype=float23", ["model.dtype=float23", "did you mean 'float32'"]),
+        ("data.dev_fraction=0.9", ["data.dev_fraction=0.9", "at most 0.5"]),
+        ("data=local", ["data=local needs data.path"]),
+        ("model=hf", ["model.path", "has no value"]),
+        ("model.path=./nowhere", ["./nowhere", "no such folder"]),
+        ("model.path=embedded:other", ["embedded:other", "tiny_llama"]),
+        ("method.config._target_=os.system", ["os.system", "may not be instantiated"]),
+        ("method.config._target_=peft.LoraConfg", ["LoraConfg", "did you mean 'LoraConfig'"]),
+        ("method.config.kk=4", ["no key 'method.config.kk'", "did you mean 'k'"]),
+        ("+method.config.ranks=4", ["method.config.ranks", "not a field of LorsaConfig", "rotate"]),
+        ("method.config.k=0", ["k=0", "at least 1"]),
+        ("method.config.space=somewhere", ["space='somewhere'", "subspace, ambient"]),
+        ("data.version=99", ["data.version=99", "version 1"]),
+        ("data.train_rows=5000", ["data.train_rows=5000", "1800"]),
+    ],
+)
+def test_a_wrong_value_is_named_with_what_would_be_valid(refused, override, words):
+    sentence = refused(override)
+    for word in words:
+        assert word in sentence
+
+
+def test_a_rotation_larger_than_half_the_subspace_is_refused(refused):
+    assert "r=40 is more than half of k=64" in refused("method=lorsa_subspace", "method.config.r=40")
+
+
+def test_more_components_than_the_smallest_module_has_names_the_largest_k(refused):
+    assert "k=5000 is more than the" in refused("method.config.k=5000")
+
+
+def test_a_target_that_matches_nothing_lists_the_modules_that_exist(refused):
+    sentence = refused("method.config.target_modules=[query]")
+    assert "matches no module" in sentence
+    assert "q_proj" in sentence
+    sentence = refused("method=lora", "method.config.target_modules=[query]")
+    assert "matches no module" in sentence
+    assert "q_proj" in sentence
+
+
+def test_best_epoch_needs_a_validation_set(refused):
+    assert "task=ax has none" in refused("task=ax", "protocol=best_epoch")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_a_gpu_that_is_not_there_is_not_replaced_by_the_cpu(refused):
+    assert "engine.device=cuda, but" in refused("engine.device=cuda")
+    assert "needs a GPU" in refused("engine.precision=fp16", "engine.device=cpu")
+
+
+def test_bf16_without_bf16_arithmetic_is_refused(refused, monkeypatch):
+    monkeypatch.setattr("lorsa.runner.device.has_bf16", lambda device: False)
+    assert "no bfloat16 arithmetic" in refused("engine.precision=bf16")
+
+
+def test_a_model_folder_without_weights_says_what_is_missing(refused, tmp_path):
+    folder = tmp_path / "model"
+    folder.mkdir()
+    source = Path(compose().model.path.replace("embedded:", str(Path(cli.__file__).parent / "demo") + "/"))
+    for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
+        (folder / name).write_bytes((source / name).read_bytes())
+    assert "has no weights" in refused(f"model.path={folder}")
+    weights = (source / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(weights[: len(weights) // 2])
+    assert "model.safetensors is damaged" in refused(f"model.path={folder}")
+
+
+def test_a_hub_model_without_network_says_how_to_use_a_folder(refused):
+    sentence = refused("model=roberta_base")
+    assert "model.path=/path/to/folder" in sentence
+
+
+def test_hub_data_without_network_says_how_to_use_a_folder(refused):
+    assert "data=local data.path=" in refused("data=glue")
+
+
+def test_a_runs_dir_that_cannot_be_written_is_named(tmp_path, monkeypatch, capsys):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr(sys, "argv", ["lorsa-run", f"runs_dir={tmp_path / 'file' / 'runs'}"])
+    with pytest.raises(SystemExit) as exit_info:
+        cli.main()
+    assert exit_info.value.code == cli.EXIT_BAD_INPUT
+    assert "Choose another place with runs_dir=" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full, which refuses every byte for lack of space")
+def test_a_full_disk_is_a_sentence_and_the_run_can_go_on_after(tmp_path):
+    cfg = compose(f"runs_dir={tmp_path}", "debug=smoke")
+    folder = tmp_path / signature(cfg)
+    folder.mkdir()
+    (folder / "metrics.jsonl").symlink_to("/dev/full")
+    with pytest.raises(UserError, match="No space left on the disk while writing .*metrics.jsonl"):
+        run(cfg)
+    assert json.loads((folder / "status.json").read_text())["state"] == "failed"
+    assert not (folder / "result.json").exists()
+    (folder / "metrics.jsonl").unlink()
+    run(compose(f"runs_dir={tmp_path}", "debug=smoke"))
+    assert (folder / "result.json").exists()
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_with_its_reason(tmp_path):
+    cfg = compose(f"runs_dir={tmp_path}", "method=full", "train.lr=1e30", "optim.max_grad_norm=0", "train.max_steps=20")
+    with pytest.raises(UserError, match="training diverged. Lower train.lr"):
+        run(cfg)
+    status = json.loads((tmp_path / signature(cfg) / "status.json").read_text())
+    assert status["state"] == "failed"
+    assert "DivergedError" in status["error"]
+
+
+def test_the_second_of_two_processes_with_one_run_says_who_has_it(tmp_path):
+    cfg = compose(f"runs_dir={tmp_path}")
+    holder = (
+        "import sys; from lorsa.runner.rundir import RunDirectory\n"
+        "with RunDirectory(sys.argv[1], sys.argv[2]).held(restart=False):\n"
+        "    print('held', flush=True); sys.stdin.read()"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", holder, str(tmp_path), signature(cfg)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout.readline() == "held\n"
+    try:
+        with pytest.raises(AlreadyRunningError, match=f"already, by process {process.pid} on"):
+            run(cfg)
+    finally:
+        process.communicate(input="")
+    assert RunDirectory(str(tmp_path), signature(cfg)).status()["state"] == "done"

@@ -1,0 +1,92 @@
+"""Every YAML composes, says what it is, and names commands that work."""
+
+import itertools
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import OmegaConf
+
+from lorsa.runner.compose import compose
+from lorsa.runner.method import build_method
+from lorsa.runner.validate import check
+
+CONF = Path(__file__).resolve().parents[2] / "conf"
+FILES = sorted(path.relative_to(CONF) for path in CONF.rglob("*.yaml"))
+TASKS = sorted(path.stem for path in (CONF / "task").glob("*.yaml"))
+METHODS = sorted(path.stem for path in (CONF / "method").glob("*.yaml"))
+# What a command line must give besides the choice itself.
+NEEDED = {
+    "data/local": ["data.path=somewhere"],
+    "model/hf": ["model.path=gpt2"],
+    "method/peft": ["method.config._target_=peft.LoraConfig"],
+    "experiment/minilm_3000": ["data.path=somewhere"],
+    "experiment/smollm2_3000": ["data.path=somewhere"],
+}
+
+
+def commands(text: str) -> list[str]:
+    """The `lorsa-run` lines of a text, continued lines joined, comments and shell quoting left to `shlex`."""
+    joined = re.sub(r"\\\n#?\s*", " ", text)
+    return re.findall(r"^[#>\s]*(lorsa-run\b.*)$", joined, flags=re.MULTILINE)
+
+
+def overrides_of(command: str) -> list[list[str]]:
+    """The override lists that a command stands for: one, or for a sweep each combination."""
+    words = [word for word in shlex.split(command, comments=True)[1:] if "=" in word and not word.startswith("-")]
+    parser = OverridesParser.create()
+    choices = []
+    for override in parser.parse_overrides(words):
+        if override.is_sweep_override():
+            choices.append([f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()])
+        else:
+            choices.append([override.input_line])
+    return [list(combination) for combination in itertools.product(*choices)]
+
+
+@pytest.mark.parametrize("file", FILES, ids=str)
+def test_a_yaml_opens_with_what_it_is_and_commands_that_compose(file):
+    text = (CONF / file).read_text()
+    lines = text.removeprefix("# @package _global_\n").splitlines()
+    assert lines[0].startswith("# ")
+    header = "\n".join(itertools.takewhile(lambda line: not line or line.startswith("#"), lines))
+    found = commands(header)
+    assert found, "the header shows no lorsa-run command that uses the file"
+    group, name = file.parent.name, file.stem
+    if group:
+        assert any(re.search(rf"\b{group}=\S*\b{name}\b", command) for command in found)
+    for command in found:
+        for overrides in overrides_of(command):
+            needed = [item for item in NEEDED.get(f"{group}/{name}", []) if item.split("=")[0] not in command]
+            compose(*overrides, *needed)
+
+
+@pytest.mark.parametrize("file", [file for file in FILES if file.parent.name], ids=str)
+def test_every_choice_composes_to_a_valid_job(file):
+    choice = f"{file.parent}/{file.stem}"
+    cfg = compose(f"{file.parent}={file.stem}", *NEEDED.get(choice, []))
+    check(cfg)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_every_method_composes_with_every_task(task):
+    for method in METHODS:
+        cfg = compose(f"task={task}", f"method={method}", *NEEDED.get(f"method/{method}", []))
+        check(cfg)
+        assert cfg.train.lr == cfg.method.lr
+        assert cfg.train.max_length == cfg.task.max_length
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_binds_to_the_class_that_it_names(method):
+    cfg = compose(f"method={method}", *NEEDED.get(f"method/{method}", []))
+    assert build_method(cfg.method) is not None
+
+
+def test_printing_the_config_shows_every_key():
+    cfg = compose()
+    text = OmegaConf.to_yaml(cfg)
+    for key in ("train:", "head_lr:", "gradient_accumulation:", "dev_fraction:", "runs_dir:", "protocol:"):
+        assert key in text

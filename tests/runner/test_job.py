@@ -1,0 +1,143 @@
+"""Whole runs on the embedded default."""
+
+import json
+from pathlib import Path
+
+import jsonschema
+import pytest
+from transformers import AutoModelForSequenceClassification
+
+from lorsa.runner.compose import compose
+from lorsa.runner.job import run
+from lorsa.runner.result import schema
+from lorsa.runner.signature import model_folder, signature
+
+CONF = Path(__file__).resolve().parents[2] / "conf"
+TASKS = sorted(path.stem for path in (CONF / "task").glob("*.yaml"))
+METHODS = sorted(path.stem for path in (CONF / "method").glob("*.yaml") if path.stem != "peft")
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_every_task_runs_with_lorsa(job, task):
+    result = job("debug=smoke", f"task={task}", "data.train_rows=40")
+    assert result["task"] == task
+    assert result["is_demo"]
+    assert result["primary_metric"]["test"] is not None or task == "stsb"
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_runs(job, method):
+    result = job("debug=smoke", f"method={method}", "data.train_rows=40")
+    assert result["method"] == method
+    assert result["trainable_params"] == result["adapter_params"] + result["head_params"]
+    if method == "full":
+        assert result["trainable_percent"] == 100
+    elif method == "head":
+        assert result["adapter_params"] == 0
+    else:
+        assert 0 < result["adapter_params"] < result["total_params"]
+
+
+def test_any_method_of_peft_can_be_named(job):
+    result = job("debug=smoke", "method=peft", "method.config._target_=peft.LoHaConfig", "+method.config.r=4")
+    assert result["config"]["method"]["config"]["r"] == 4
+    assert result["adapter_params"] > 0
+
+
+def test_a_result_follows_the_schema_and_the_directory_has_what_it_promises(job, tmp_path):
+    result = job("debug=smoke")
+    jsonschema.validate(result, schema())
+    (folder,) = (tmp_path / "runs").iterdir()
+    assert folder.name == result["signature"]
+    present = {path.name for path in folder.iterdir()}
+    assert {"config.yaml", "result.json", "metrics.jsonl", "predictions", "adapter", "status.json"} <= present
+    assert "checkpoints" not in present
+    assert json.loads((folder / "status.json").read_text())["state"] == "done"
+    for split in ("dev", "validation", "test"):
+        lines = [json.loads(line) for line in (folder / "predictions" / f"{split}.jsonl").read_text().splitlines()]
+        assert len(lines) == result["rows"][split]
+        assert [line["idx"] for line in lines] == sorted(line["idx"] for line in lines)
+        assert all(line["prediction"] == max(range(2), key=lambda i: line["logits"][i]) for line in lines)  # noqa: B023
+
+
+def test_the_predictions_give_the_recorded_metric(job, tmp_path):
+    from lorsa.runner.demo.data import demo_rows
+
+    result = job("debug=smoke")
+    (file,) = (tmp_path / "runs").glob("*/predictions/validation.jsonl")
+    labels = {row["idx"]: row["label"] for row in demo_rows("sst2")["validation"]}
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    accuracy = sum(line["prediction"] == labels[line["idx"]] for line in lines) / len(lines)
+    assert result["metrics"]["test"]["validation"]["accuracy"] == pytest.approx(accuracy)
+
+
+def test_a_run_that_is_done_is_not_trained_again_unless_forced(job, monkeypatch, capsys):
+    first = job("debug=smoke")
+    capsys.readouterr()
+    with monkeypatch.context() as patch:
+        patch.setattr("lorsa.runner.job.load", lambda cfg: pytest.fail("loaded again"))
+        assert job("debug=smoke") == first
+    assert "already done" in capsys.readouterr().out
+    forced = job("debug=smoke", "force=true")
+    assert forced["metrics"] == first["metrics"]
+    assert forced["timings"] != first["timings"]
+
+
+def test_under_best_epoch_the_validation_set_chooses_and_all_rows_train(job):
+    result = job("protocol=best_epoch", "train.epochs=2", "data.train_rows=2000")
+    assert result["protocol"] == "best_epoch"
+    assert result["rows"]["train"] == 2000
+    assert "dev" not in result["rows"]
+    assert result["metrics"]["dev"] == result["metrics"]["test"]
+
+
+def test_mnli_is_scored_on_both_validation_sets_and_counts_as_one(job):
+    result = job("debug=smoke", "task=mnli", "data.train_rows=40")
+    test = result["metrics"]["test"]
+    assert set(test) == {"validation_matched", "validation_mismatched"}
+    mean = sum(split["accuracy"] for split in test.values()) / 2
+    assert result["primary_metric"]["test"] == pytest.approx(mean)
+
+
+def test_the_same_seed_gives_the_same_run_and_another_seed_another(tmp_path):
+    def score(folder, seed):
+        cfg = compose(f"runs_dir={tmp_path / folder}", "debug=smoke", f"seed={seed}")
+        run(cfg)
+        path = tmp_path / folder / signature(cfg) / "predictions" / "validation.jsonl"
+        return path.read_text()
+
+    assert score("a", 0) == score("b", 0) != score("a", 1)
+
+
+def test_the_recorded_adapter_gives_the_recorded_predictions(job, tmp_path):
+    import torch
+    from peft import PeftModel
+    from transformers import AutoTokenizer
+
+    from lorsa.runner.demo.data import demo_rows
+
+    job("debug=smoke", "train.lr=0.05")
+    (folder,) = (tmp_path / "runs").iterdir()
+    source = model_folder(compose().model.path)
+    base = AutoModelForSequenceClassification.from_pretrained(source, num_labels=2)
+    model = PeftModel.from_pretrained(base, folder / "adapter").eval()
+    tokenizer = AutoTokenizer.from_pretrained(source)
+    recorded = {}
+    for line in (folder / "predictions" / "validation.jsonl").read_text().splitlines():
+        record = json.loads(line)
+        recorded[record["idx"]] = record["logits"]
+    for row in demo_rows("sst2")["validation"][:20]:
+        with torch.no_grad():
+            logits = model(**tokenizer(row["sentence"], return_tensors="pt")).logits[0]
+        assert logits.tolist() == pytest.approx(recorded[row["idx"]], abs=1e-5)
+
+
+def test_a_second_tokens_count_excludes_padding(job):
+    result = job("debug=smoke")
+    assert result["throughput"]["tokens_per_s"] > 0
+    assert result["memory"]["adapter_bytes"] > 0
+    assert result["timings"]["total"] >= result["timings"]["train"]
+
+
+def test_debug_overfit_learns_its_rows(job):
+    assert job("debug=overfit", "method=full", "train.lr=1e-3")["primary_metric"]["dev"] == 1.0
