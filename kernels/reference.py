@@ -72,12 +72,10 @@ def thin_rotation_difference(x: Tensor, P: Tensor, Q: Tensor, inverse: bool = Fa
     return inner.to(x.dtype) @ X.mT.to(x.dtype)
 
 
-def subspace_difference(
-    P_out: Tensor, Q_out: Tensor, P_in: Tensor, Q_in: Tensor, s: Tensor, d: Tensor
-) -> Tensor:
+def subspace_difference(P_out: Tensor, Q_out: Tensor, P_in: Tensor, Q_in: Tensor, s: Tensor, d: Tensor) -> Tensor:
     """Return C = R_out diag(s + d) R_in^T - diag(s), the update inside the selected subspace.
 
-    Written as diag(d) + E_out D + D E_in^T + E_out D E_in^T with E = R - I and D = diag(s + d), so that nothing cancels.
+    Written as diag(d) + E_out D + D E_in^T + E_out D E_in^T with E = R - I and D = diag(s + d): nothing cancels.
 
     Args:
         P_out: (k, r), with `Q_out` the rotation of the left singular vectors.

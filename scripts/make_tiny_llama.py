@@ -26,8 +26,8 @@ from lorsa.runner.demo.data import demo_corpus
 SPECIAL_TOKENS = ("<unk>", "<s>", "</s>", "<pad>")
 UNK, BOS, EOS, PAD = range(4)
 MAX_POSITIONS = 512
-# How much a token counts in the loss. The first sentence of a document can hardly be predicted, and an answer is one word
-# that takes understanding all the rest.
+# How much a token counts in the loss. The first sentence of a document can hardly be predicted,
+# and an answer is one word that takes understanding all the rest.
 OPENING_WEIGHT, ANSWER_WEIGHT = 0.3, 10.0
 # Corpus seeds: what the tokenizer, the model and the final check read.
 TOKENIZER_SEED, TRAINING_SEED, HELD_OUT_SEED = 1, 2, 3

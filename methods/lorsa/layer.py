@@ -10,7 +10,7 @@ from peft.tuners._buffer_dict import BufferDict
 from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
 from torch import Tensor, nn
 
-from lorsa.kernels import rotation_difference, spectral_linear, subspace_difference, thin_rotation_difference
+from lorsa.kernels import spectral_linear, subspace_difference, thin_rotation_difference
 from lorsa.methods.errors import MethodError
 from lorsa.methods.lorsa.basis import Basis, singular_basis
 from lorsa.methods.lorsa.config import LorsaConfig

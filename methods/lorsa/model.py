@@ -13,7 +13,7 @@ from torch import nn
 from lorsa.methods.errors import MethodError
 from lorsa.methods.lorsa.config import CALIBRATED, PEFT_TYPE, LorsaConfig
 from lorsa.methods.lorsa.layer import LorsaLinear
-from lorsa.methods.lorsa.selection import select_components, target_layers, taken_factors
+from lorsa.methods.lorsa.selection import select_components, taken_factors, target_layers
 
 
 class LorsaModel(BaseTuner):  # type: ignore[misc]

@@ -142,16 +142,17 @@ def rte(rng: random.Random, label: int) -> tuple[str, str]:
     text = f"{render(rng, first)} {render(rng, second)}"
     if label == 0:
         return text, render(rng, hypothesis(rng, subject, ENTAILMENT))
-    if rng.random() < 0.5 and subject.agent.noun != other.agent.noun and subject.agent.noun != other.patient.noun:
+    chance = rng.random()
+    if chance < 0.2 and subject.agent.noun != other.agent.noun and subject.agent.noun != other.patient.noun:
         # Every word of the hypothesis is in the text, but what it says of one person was said of the other.
         mixed = hypothesis(rng, replace(subject, agent=other.agent), ENTAILMENT)
         return text, render(rng, mixed)
-    return text, render(rng, hypothesis(rng, subject, rng.choice((NEUTRAL, CONTRADICTION))))
+    return text, render(rng, hypothesis(rng, subject, CONTRADICTION if chance < 0.85 else NEUTRAL))
 
 
 def judged_question(rng: random.Random, premise: Scene, variety: float) -> tuple[str, str]:
     """A yes-no question about the premise, with its answer. The premise must be affirmative."""
-    label = rng.choice((ENTAILMENT, NEUTRAL, CONTRADICTION))
+    label = rng.choices((ENTAILMENT, NEUTRAL, CONTRADICTION), (2, 1, 2))[0]
     if label == NEUTRAL:
         return yes_no_question(rng, hypothesis(rng, premise, NEUTRAL), variety), "Perhaps."
     asked = _weaken(rng, premise)

@@ -23,11 +23,13 @@ from lorsa.runner.demo.vocabulary import CITY, NEWS, Concept, concepts, with_art
 
 
 def _distorted(rng: random.Random, scene: Scene) -> Scene:
-    """The scene with one change of meaning; the exchange of roles keeps every word and is the most frequent."""
-    changes = [oppose_verb(scene), change_agent(rng, scene), change_patient(rng, scene), change_verb(rng, scene)]
-    if scene.social and rng.random() < 0.4:
+    """The scene with one change of meaning, from what is easily noticed to what takes a careful reader."""
+    chance = rng.random()
+    if chance < 0.6:
+        return oppose_verb(scene)
+    if chance < 0.75 and scene.social:
         return swap_roles(scene)
-    return rng.choice(changes)
+    return rng.choice([change_agent(rng, scene), change_patient(rng, scene), change_verb(rng, scene)])
 
 
 def mrpc(rng: random.Random, label: int) -> tuple[str, str]:
@@ -64,8 +66,10 @@ def qnli(rng: random.Random, label: int) -> tuple[str, str]:
     question, _ = wh_question(rng, scene, asked)
     if label == 0:
         return question, render(rng, scene)
+    if rng.random() < 0.6:
+        return question, render(rng, oppose_verb(scene))
     # A change to the very part asked for would leave an answer, if another one.
-    changes = [change_verb(rng, scene), oppose_verb(scene)]
+    changes = [change_verb(rng, scene)]
     if asked != "agent":
         changes.append(change_agent(rng, scene))
     if asked != "patient":
@@ -130,9 +134,9 @@ def duplicate_questions(rng: random.Random, label: int) -> tuple[str, str]:
     one, two = rng.sample(frames, 2)
     if not label:
         change = rng.random()
-        if kind == "journey" and change < 0.5:
+        if kind == "journey" and change < 0.3:
             asked_again = asked[::-1]
-        elif change < 0.6:
+        elif change < 0.75:
             two = rng.choice(_INTENTS[kind][other_intent])
         else:
             asked_again = [topics[2], topics[1]]

@@ -100,9 +100,12 @@ SOCIAL_VERBS = _opposites(
     "love/adore:hate/loathe calm/soothe:annoy/irritate"
 )
 HANDLING_VERBS = _opposites(
-    "repair/fix/mend:destroy/wreck buy/purchase:sell find/locate:lose/misplace open:close/shut "
+    "repair/fix/mend:destroy/wreck improve/enhance:spoil/ruin find/locate:lose/misplace restore/renovate:burn/scorch "
     "build/construct:demolish clean/wash:stain/soil"
 )
+
+#: The verbs for what is good for the patient; their opposites are bad for it.
+KIND_VERBS = frozenset(verb for verbs in (SOCIAL_VERBS, HANDLING_VERBS) for verb, _ in verbs[::2])
 
 #: What can be said of a person, and of a thing.
 PERSON_ADJECTIVES = _opposites(
@@ -114,12 +117,9 @@ THING_ADJECTIVES = _opposites(
 )
 
 IRREGULAR_PASTS = {
-    "sell": "sold",
     "find": "found",
     "lose": "lost",
     "build": "built",
-    "buy": "bought",
-    "shut": "shut",
 }
 
 

@@ -86,9 +86,7 @@ def test_leading_dimensions_are_batched():
 
 @checked
 @given(shapes, scales, seeds, st.booleans())
-def test_thin_rotation_turns_rows_like_the_dense_matrix(
-    shape: tuple[int, int], scale: float, seed: int, inverse: bool
-):
+def test_thin_rotation_turns_rows_like_the_dense_matrix(shape: tuple[int, int], scale: float, seed: int, inverse: bool):
     P, Q = normal(*shape, seed=seed, scale=scale), normal(*shape, seed=seed + 1)
     x = normal(2, 3, shape[0], seed=seed + 2)
     rotation = dense_rotation(P, Q)

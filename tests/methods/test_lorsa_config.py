@@ -50,7 +50,9 @@ def test_fields_out_of_range_are_refused(fields: dict[str, Any], message: str):
 
 @pytest.mark.parametrize("form", ["selected", "all"])
 def test_a_rotation_of_more_than_the_layers_width_is_refused(form: str):
-    with pytest.raises(MethodError, match=r"^LoRSA: r=7 is more than half of the smaller side of .*\(12 x 12\); r goes"):
+    with pytest.raises(
+        MethodError, match=r"^LoRSA: r=7 is more than half of the smaller side of .*\(12 x 12\); r goes"
+    ):
         adapt(build("bert"), "bert", form, r=7)
     adapt(build("bert"), "bert", form, r=6)
 

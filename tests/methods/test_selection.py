@@ -105,12 +105,16 @@ def test_all_linear_is_every_linear_module_but_the_head(architecture: str, selec
 
 
 def test_k_beyond_a_modules_components_is_refused_with_the_largest_that_fits():
-    with pytest.raises(MethodError, match=r"^LoRSA: k=13 is more than the 12 components of .*query \(12 x 12\); .* 12\.$"):
+    with pytest.raises(
+        MethodError, match=r"^LoRSA: k=13 is more than the 12 components of .*query \(12 x 12\); .* 12\.$"
+    ):
         choose("principal", k=13)
 
 
 def test_targets_that_match_nothing_are_refused_with_what_exists():
-    with pytest.raises(MethodError, match=r"target_modules=\['q_proj'\] matches no module; .*classifier.*query, value\.$"):
+    with pytest.raises(
+        MethodError, match=r"target_modules=\['q_proj'\] matches no module; .*classifier.*query, value\.$"
+    ):
         choose("principal", target_modules=["q_proj"])
 
 
@@ -143,7 +147,7 @@ def test_gradient_rules_without_calibration_rows_are_refused(selection: str):
 def test_explicit_components_that_do_not_exist_are_refused(indices: list[int], message: str):
     names = choose("principal", target_modules=["query"])[0]
     with pytest.raises(MethodError, match=message):
-        adapt(build("bert"), "bert", "all", target_modules=["query"], components={name: indices for name in names})
+        adapt(build("bert"), "bert", "all", target_modules=["query"], components=dict.fromkeys(names, indices))
 
 
 def test_explicit_components_that_leave_out_a_target_are_refused():

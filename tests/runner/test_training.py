@@ -99,7 +99,7 @@ def test_a_checkpoint_without_its_last_file_is_not_one(tmp_path):
 
 def test_the_number_of_updates_is_what_the_trainer_takes(tmp_path):
     for overrides in (["train.epochs=2"], ["train.epochs=1.5"], ["train.epochs=3", "train.gradient_accumulation=2"]):
-        trainer = trainer_for(tmp_path / overrides[-1], *overrides)
+        trainer = trainer_for(tmp_path / f"{len(overrides)}-{overrides[0][-1]}", *overrides)
         expected = total_updates(trainer.cfg, 24)
         trainer.fit()
         assert trainer.state.global_step == expected
