@@ -16,6 +16,9 @@ from torch import Tensor
 
 
 def _factors(P: Tensor, Q: Tensor) -> tuple[Tensor, Tensor]:
+    # Half precision has no solve and loses the orthogonality, should somebody have cast a whole model to it.
+    dtype = torch.promote_types(P.dtype, torch.float32)
+    P, Q = P.to(dtype), Q.to(dtype)
     return torch.cat([P, -Q], dim=-1), torch.cat([Q, P], dim=-1)
 
 
@@ -23,11 +26,11 @@ def cayley_core(P: Tensor, Q: Tensor) -> Tensor:
     """Return K = (I - Y^T X / 2)^-1, the small matrix of the rotation that P and Q describe.
 
     Args:
-        P: (..., n, r), float32 or float64. Leading dimensions are batched.
+        P: (..., n, r); below float32 it is taken to float32. Leading dimensions are batched.
         Q: (..., n, r), same shape and dtype as `P`.
 
     Returns:
-        (..., 2r, 2r), same dtype as `P`.
+        (..., 2r, 2r), dtype of `P`, at least float32.
     """
     X, Y = _factors(P, Q)
     M = Y.mT @ X

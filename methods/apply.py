@@ -6,11 +6,11 @@ import inspect
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
 
 from peft import AdaLoraConfig, PeftConfig, PeftModel, TaskType, get_peft_model
 from torch import Tensor, nn
 
+from lorsa.methods.adalora import set_schedule
 from lorsa.methods.errors import MethodError
 from lorsa.methods.lorsa.config import CALIBRATED, LorsaConfig
 from lorsa.methods.lorsa.selection import select_components
@@ -78,20 +78,15 @@ def apply(
     if isinstance(config, SelectedConfig):
         model = select_parameters(model, config, head)
     else:
-        # Before the selection, for which they keep the head out of `target_modules="all-linear"`.
+        # First of all: they keep the head out of `target_modules="all-linear"`.
+        config.task_type = TaskType.SEQ_CLS
+        config.modules_to_save = list(head)  # type: ignore[attr-defined]
         if getattr(config, "target_modules", None) is not None:
             target_modules(model, config)
-        config.task_type = TaskType.SEQ_CLS
-        config.modules_to_save = list(head)
-        if needs_calibration(config):
+        if isinstance(config, LorsaConfig) and needs_calibration(config):
             select_components(model, config, calibration)
         if isinstance(config, AdaLoraConfig):
-            if total_steps is None or config.tinit + config.tfinal >= total_steps:
-                raise MethodError(
-                    f"AdaLoRA prunes between tinit={config.tinit} and tfinal={config.tfinal} updates before the end, "
-                    f"and the run has only {total_steps}; lower them or train longer."
-                )
-            config.total_step = total_steps
+            set_schedule(config, total_steps)
         try:
             model = get_peft_model(model, config)
         except MethodError:
@@ -125,34 +120,3 @@ def config_fields(target: type) -> list[str]:
     bookkeeping = {"peft_type", "task_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision"}
     accepted = inspect.signature(target).parameters
     return [field.name for field in fields(target) if field.name in accepted and field.name not in bookkeeping]
-
-
-def after_update(model: nn.Module, step: int) -> None:
-    """Do what a method does between the optimizer's step and the zeroing of the gradients.
-
-    Args:
-        model: the adapted model.
-        step: updates done, this one included.
-    """
-    if isinstance(model, PeftModel) and isinstance(model.active_peft_config, AdaLoraConfig):
-        model.base_model.update_and_allocate(step)
-
-
-def training_state(model: nn.Module) -> dict[str, Any]:
-    """Return what a method keeps between updates besides parameters and buffers, for a checkpoint."""
-    if isinstance(model, PeftModel) and isinstance(model.active_peft_config, AdaLoraConfig):
-        allocator = model.base_model.rankallocator
-        averages = {name: getattr(allocator, name) for name in _ADALORA_AVERAGES}
-        return {**averages, "rank_pattern": model.active_peft_config.rank_pattern}
-    return {}
-
-
-def load_training_state(model: nn.Module, state: Mapping[str, Any]) -> None:
-    """Put back what `training_state` returned."""
-    if state:
-        for name in _ADALORA_AVERAGES:
-            setattr(model.base_model.rankallocator, name, state[name])
-        model.active_peft_config.rank_pattern = state["rank_pattern"]
-
-
-_ADALORA_AVERAGES = ("ipt", "exp_avg_ipt", "exp_avg_unc")

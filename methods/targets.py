@@ -31,7 +31,7 @@ def target_modules(model: nn.Module, config: PeftConfig) -> dict[str, nn.Module]
         if check_target_module_exists(config, name):
             found[name] = layer
     if not found:
-        targets = config.target_modules
+        targets = getattr(config, "target_modules", None)
         asked = targets if isinstance(targets, str) else sorted(targets or ())
         raise MethodError(
             f"target_modules={asked} matches no module; linear modules are named {', '.join(sorted(linear))}."

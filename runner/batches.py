@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch.utils.data import Sampler
 
+from lorsa.runner.schema import TaskConfig
+
 if TYPE_CHECKING:
     from datasets import Dataset
-    from omegaconf import DictConfig
     from transformers import PreTrainedTokenizerBase
 
 # Rows are sorted by length within pools of so many batches: enough to leave little padding, few enough for chance to
@@ -38,7 +39,7 @@ class EncodedRows:
 
 
 def encode(
-    rows: Dataset, task: DictConfig, max_length: int, tokenizer: PreTrainedTokenizerBase, by_length: bool = False
+    rows: Dataset, task: TaskConfig, max_length: int, tokenizer: PreTrainedTokenizerBase, by_length: bool = False
 ) -> EncodedRows:
     """Tokenise a split.
 

@@ -10,7 +10,7 @@ from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ProgressCallback
 
-from lorsa.methods.apply import after_update
+from lorsa.methods.adalora import after_update
 from lorsa.runner.errors import DivergedError
 from lorsa.runner.rundir import RunDirectory
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import Any
+from typing import Any, cast
 
 import hydra
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException
@@ -13,6 +13,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from lorsa.runner.compose import register_schema
 from lorsa.runner.errors import UserError, nearest
+from lorsa.runner.schema import JobConfig
 
 EXIT_BAD_INPUT = 2
 
@@ -37,7 +38,7 @@ def _hydra_main(cfg: DictConfig) -> float | None:
     from lorsa.runner.job import run
 
     try:
-        return run(cfg)
+        return run(cast(JobConfig, cfg))
     except UserError as error:
         # Here, because Hydra would first print a line about the job.
         print(f"lorsa-run: {error}", file=sys.stderr)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 from hydra import compose as hydra_compose
 from hydra import initialize_config_module
 from hydra.core.config_store import ConfigStore
-from omegaconf import DictConfig
 
 from lorsa.runner.schema import JobConfig, register_resolvers
 
@@ -16,12 +17,12 @@ def register_schema() -> None:
     ConfigStore.instance().store("schema", JobConfig)
 
 
-def compose(*overrides: str) -> DictConfig:
-    """Return what `lorsa-run OVERRIDES` would run.
+def compose(*overrides: str) -> JobConfig:
+    """Return what `lorsa-run OVERRIDES` would run: a `DictConfig` with the keys and types of `JobConfig`.
 
     Raises:
         hydra.errors.HydraException: an override names nothing, or has the wrong type.
     """
     register_schema()
     with initialize_config_module("lorsa.conf", version_base="1.3"):
-        return hydra_compose("config", overrides=list(overrides))
+        return cast(JobConfig, hydra_compose("config", overrides=list(overrides)))

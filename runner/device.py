@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import DictConfig
 
 from lorsa.runner.errors import UserError
+from lorsa.runner.schema import EngineConfig
 
 RECORDED_PACKAGES = (
     "lorsa",
@@ -31,7 +31,7 @@ RECORDED_PACKAGES = (
 )
 
 
-def prepare_device(engine: DictConfig) -> torch.device:
+def prepare_device(engine: EngineConfig) -> torch.device:
     """Check that the device and the precision asked for are there, and set the number of threads.
 
     Raises:

@@ -8,15 +8,15 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from omegaconf import DictConfig
 
 from lorsa.runner.batches import EncodedRows
 from lorsa.runner.metrics import compute, primary_over_splits
+from lorsa.runner.schema import TaskConfig
 
 Logits = np.ndarray[Any, np.dtype[np.float32]]
 
 
-def predictions(task: DictConfig, logits: Logits) -> list[int] | list[float]:
+def predictions(task: TaskConfig, logits: Logits) -> list[int] | list[float]:
     """Return the predicted label ids, or for a regression the scores."""
     if task.labels:
         return [int(label) for label in logits.argmax(axis=-1)]
@@ -24,7 +24,7 @@ def predictions(task: DictConfig, logits: Logits) -> list[int] | list[float]:
 
 
 def score_splits(
-    task: DictConfig, rows: Mapping[str, EncodedRows], logits: Mapping[str, Logits]
+    task: TaskConfig, rows: Mapping[str, EncodedRows], logits: Mapping[str, Logits]
 ) -> dict[str, dict[str, float]]:
     """Return the task's metrics for each split."""
     return {
@@ -33,16 +33,16 @@ def score_splits(
     }
 
 
-def selection_metrics(task: DictConfig, by_split: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+def selection_metrics(task: TaskConfig, by_split: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
     """Return one flat dictionary: `primary`, over all splits, and each split's metrics by `<split>_<metric>`."""
     flat = {f"{split}_{name}": value for split, metrics in by_split.items() for name, value in metrics.items()}
     return {"primary": primary_over_splits(task, by_split), **flat}
 
 
-def prediction_lines(task: DictConfig, rows: EncodedRows, logits: Logits) -> str:
+def prediction_lines(task: TaskConfig, rows: EncodedRows, logits: Logits) -> str:
     """Return a predictions file: a JSON object per row with `idx`, `prediction` and `logits`, ordered by `idx`."""
     predicted = predictions(task, logits)
-    records = [
+    records: list[dict[str, Any]] = [
         {"idx": idx, "prediction": prediction, "logits": [float(value) for value in row]}
         for idx, prediction, row in zip(rows.ids, predicted, logits.reshape(len(rows), -1), strict=True)
     ]

@@ -12,10 +12,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 
 from lorsa.runner.errors import UserError
 from lorsa.runner.rundir import RunDirectory
+from lorsa.runner.schema import JobConfig
 from lorsa.runner.signature import signature
 from lorsa.runner.terminal import say, show_result
 from lorsa.runner.validate import check
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from lorsa.runner.training import GlueTrainer
 
 
-def run(cfg: DictConfig) -> float | None:
+def run(cfg: JobConfig) -> float | None:
     """Train, evaluate and record one run, unless its result is there already.
 
     Args:
@@ -83,7 +84,7 @@ class Clock:
         return {**self.parts, "total": time.perf_counter() - self.started}
 
 
-def _train_and_record(cfg: DictConfig, directory: RunDirectory) -> dict[str, Any]:
+def _train_and_record(cfg: JobConfig, directory: RunDirectory) -> dict[str, Any]:
     from lorsa.methods import MethodError
 
     clock = Clock()
@@ -106,10 +107,10 @@ def _train_and_record(cfg: DictConfig, directory: RunDirectory) -> dict[str, Any
         raise UserError(f"method={cfg.method.name}: {error}") from error
 
 
-# --- Prepare: what can be checked without data or weights ------------------------------------------------------------
+# --- Prepare: what can be checked without data or weights -----------------------------------------------------------
 
 
-def prepare(cfg: DictConfig) -> tuple[torch.device, MethodConfig]:
+def prepare(cfg: JobConfig) -> tuple[torch.device, MethodConfig]:
     """Check the device, the method's config and the task's metrics, and quieten the libraries."""
     import warnings
 
@@ -129,10 +130,10 @@ def prepare(cfg: DictConfig) -> tuple[torch.device, MethodConfig]:
     return prepare_device(cfg.engine), build_method(cfg.method)
 
 
-# --- Load: rows, tokenizer, model -------------------------------------------------------------------------------------
+# --- Load: rows, tokenizer, model -----------------------------------------------------------------------------------
 
 
-def load(cfg: DictConfig) -> tuple[TaskData, BaseModel, dict[str, EncodedRows]]:
+def load(cfg: JobConfig) -> tuple[TaskData, BaseModel, dict[str, EncodedRows]]:
     """Return the task's data, the base model, and the tokenised rows of every part.
 
     The parts are `train`, `dev`, and each evaluation and prediction split by its name.
@@ -151,15 +152,17 @@ def load(cfg: DictConfig) -> tuple[TaskData, BaseModel, dict[str, EncodedRows]]:
     parts = {"dev": dev} if dev is not None else {}
     parts |= data.evaluation | data.prediction
     rows = {"train": encode(train, cfg.task, cfg.train.max_length, tokenizer)}
-    rows |= {name: encode(part, cfg.task, cfg.train.max_length, tokenizer, by_length=True) for name, part in parts.items()}
+    rows |= {
+        name: encode(part, cfg.task, cfg.train.max_length, tokenizer, by_length=True) for name, part in parts.items()
+    }
     return data, load_model(cfg, tokenizer), rows
 
 
-# --- Adapt: the method -------------------------------------------------------------------------------------------------
+# --- Adapt: the method ----------------------------------------------------------------------------------------------
 
 
 def adapt(
-    cfg: DictConfig, method: MethodConfig, base: BaseModel, train: EncodedRows, device: torch.device
+    cfg: JobConfig, method: MethodConfig, base: BaseModel, train: EncodedRows, device: torch.device
 ) -> tuple[torch.nn.Module, Report]:
     """Apply the method; what it draws at random depends on the seed alone."""
     from transformers import set_seed
@@ -168,7 +171,7 @@ def adapt(
     from lorsa.runner.training import total_updates
 
     set_seed(cfg.seed)
-    base.model.to(device)
+    base.model.to(device)  # type: ignore[arg-type]  # transformers' wrapper of `to` hides its signature
     calibration = calibration_batches(cfg, base, train) if needs_calibration(method) else None
     model, report = apply(base.model, method, base.head, calibration, total_updates(cfg, len(train)))
     say(
@@ -178,7 +181,7 @@ def adapt(
     return model, report
 
 
-def calibration_batches(cfg: DictConfig, base: BaseModel, train: EncodedRows) -> Iterator[dict[str, torch.Tensor]]:
+def calibration_batches(cfg: JobConfig, base: BaseModel, train: EncodedRows) -> Iterator[dict[str, torch.Tensor]]:
     """Yield training rows, drawn by the seed, for a method that looks at gradients before it starts."""
     import numpy as np
     from transformers import DataCollatorWithPadding
@@ -191,11 +194,11 @@ def calibration_batches(cfg: DictConfig, base: BaseModel, train: EncodedRows) ->
         yield dict(collate([train.dataset[int(row)]]))
 
 
-# --- Train ---------------------------------------------------------------------------------------------------------------
+# --- Train ----------------------------------------------------------------------------------------------------------
 
 
 def make_trainer(
-    cfg: DictConfig, base: BaseModel, model: torch.nn.Module, rows: dict[str, EncodedRows], directory: RunDirectory
+    cfg: JobConfig, base: BaseModel, model: torch.nn.Module, rows: dict[str, EncodedRows], directory: RunDirectory
 ) -> GlueTrainer:
     """Return the trainer, which chooses its checkpoint on the splits that the protocol names."""
     from lorsa.runner.evaluation import score_splits, selection_metrics
@@ -215,11 +218,11 @@ def make_trainer(
     )
 
 
-# --- Evaluate ------------------------------------------------------------------------------------------------------------
+# --- Evaluate -------------------------------------------------------------------------------------------------------
 
 
 def evaluate(
-    cfg: DictConfig, trainer: GlueTrainer, rows: dict[str, EncodedRows], directory: RunDirectory
+    cfg: JobConfig, trainer: GlueTrainer, rows: dict[str, EncodedRows], directory: RunDirectory
 ) -> dict[str, dict[str, float]]:
     """Score the chosen checkpoint on every labelled part, and write the predictions of all but the training rows."""
     from lorsa.runner.evaluation import prediction_lines, score_splits
@@ -235,11 +238,11 @@ def evaluate(
     return scores
 
 
-# --- Record --------------------------------------------------------------------------------------------------------------
+# --- Record ---------------------------------------------------------------------------------------------------------
 
 
 def record(
-    cfg: DictConfig,
+    cfg: JobConfig,
     directory: RunDirectory,
     trainer: GlueTrainer,
     method: MethodConfig,
@@ -281,7 +284,10 @@ def record(
         "config": OmegaConf.to_container(cfg, resolve=True),
         "protocol": cfg.protocol,
         "metrics": {
-            part: {split: {name: or_null(value) for name, value in metrics.items()} for split, metrics in part_scores.items()}
+            part: {
+                split: {name: or_null(value) for name, value in metrics.items()}
+                for split, metrics in part_scores.items()
+            }
             for part, part_scores in (("dev", dev), ("test", test))
         },
         "primary_metric": {

@@ -5,13 +5,14 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 
 from lorsa.methods.apply import MethodConfig, config_fields
 from lorsa.runner.errors import UserError, nearest
+from lorsa.runner.schema import MethodChoice
 
 
-def build_method(method: DictConfig) -> MethodConfig:
+def build_method(method: MethodChoice) -> MethodConfig:
     """Instantiate the class that `_target_` names with the other keys.
 
     Raises:

@@ -6,9 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from omegaconf import DictConfig
-
 from lorsa.runner.errors import UserError
+from lorsa.runner.schema import JobConfig, ModelConfig
 from lorsa.runner.signature import model_folder
 
 if TYPE_CHECKING:
@@ -31,7 +30,7 @@ class BaseModel:
     head: list[str]
 
 
-def load_tokenizer(cfg: DictConfig) -> PreTrainedTokenizerBase:
+def load_tokenizer(cfg: JobConfig) -> PreTrainedTokenizerBase:
     """Load the tokenizer of `cfg.model`, with a pad token.
 
     Raises:
@@ -49,7 +48,7 @@ def load_tokenizer(cfg: DictConfig) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def load_model(cfg: DictConfig, tokenizer: PreTrainedTokenizerBase) -> BaseModel:
+def load_model(cfg: JobConfig, tokenizer: PreTrainedTokenizerBase) -> BaseModel:
     """Load `cfg.model` with a head for `cfg.task`, initialised from `cfg.seed`.
 
     Raises:
@@ -82,6 +81,11 @@ def load_model(cfg: DictConfig, tokenizer: PreTrainedTokenizerBase) -> BaseModel
         )
     except Exception as error:
         raise _load_error(cfg.model, "model", error) from error
+    if cfg.model.gguf_file is not None:
+        # Its weights are ordinary tensors by now, but it still calls itself quantised, and the Trainer refuses those.
+        model.is_quantized = False
+        model.hf_quantizer = None
+        del model.config.quantization_config
     fresh = set(info["missing_keys"]) | {entry[0] for entry in info["mismatched_keys"]}
     model.config.pad_token_id = tokenizer.pad_token_id
     if tokenizer.pad_token_id >= model.config.vocab_size:
@@ -93,7 +97,7 @@ def load_model(cfg: DictConfig, tokenizer: PreTrainedTokenizerBase) -> BaseModel
     return BaseModel(model, tokenizer, _head(model, fresh, cfg.model))
 
 
-def _source(model: DictConfig) -> tuple[str, dict[str, Any]]:
+def _source(model: ModelConfig) -> tuple[str, dict[str, Any]]:
     folder = model_folder(model.path)
     options: dict[str, Any] = {}
     if model.revision is not None and folder is None:
@@ -106,7 +110,7 @@ def _source(model: DictConfig) -> tuple[str, dict[str, Any]]:
     return (str(folder) if folder is not None else model.path), options
 
 
-def _choose_pad_token(tokenizer: PreTrainedTokenizerBase, model: DictConfig) -> None:
+def _choose_pad_token(tokenizer: PreTrainedTokenizerBase, model: ModelConfig) -> None:
     """Make sure that padding cannot be mistaken for text.
 
     A Llama reads its answer at the last token that is not the pad token. A pad token that can end a sentence (the
@@ -132,28 +136,24 @@ def _choose_pad_token(tokenizer: PreTrainedTokenizerBase, model: DictConfig) -> 
     )
 
 
-def _head(model: PreTrainedModel, fresh: set[str], config: DictConfig) -> list[str]:
-    """Return the modules on top of the backbone, and those inside it that start at random."""
+def _head(model: PreTrainedModel, fresh: set[str], config: ModelConfig) -> list[str]:
+    """Return the modules on top of the backbone, and its pooler where that starts at random too."""
     backbone = model.base_model_prefix
     head = [
         name for name, child in model.named_children() if name != backbone and any(True for _ in child.parameters())
     ]
     inside = {name for name in fresh if name.startswith(f"{backbone}.")}
-    poolers = [
-        f"{backbone}.{name}"
-        for name, child in model.base_model.named_children()
-        if (own := {f"{backbone}.{name}.{key}" for key, _ in child.named_parameters()}) and own <= inside
-    ]
-    covered = {name for name in inside if any(name.startswith(f"{pooler}.") for pooler in poolers)}
-    if inside - covered:
+    pooler = f"{backbone}.pooler"
+    in_pooler = {name for name in inside if name.startswith(f"{pooler}.")}
+    if inside - in_pooler:
         raise UserError(
             f"model {config.path}: the checkpoint lacks weights of the backbone ({', '.join(sorted(inside)[:3])}…); it "
             "is not a checkpoint of this architecture."
         )
-    return head + poolers
+    return [*head, pooler] if in_pooler else head
 
 
-def _load_error(model: DictConfig, what: str, error: Exception) -> UserError:
+def _load_error(model: ModelConfig, what: str, error: Exception) -> UserError:
     folder = model_folder(model.path)
     reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     if folder is None:

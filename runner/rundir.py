@@ -1,14 +1,14 @@
 """The directory of one run: who holds it, what state it is in, and files that are whole or not there.
 
-    <runs_dir>/<signature>/
-        config.yaml      the resolved config
-        status.json      state, attempt, host, process id, heartbeat
-        metrics.jsonl    one line per logged step and per evaluation
-        checkpoints/     what a killed run resumes from; removed when the run is done
-        adapter/         the trained adapter and head
-        predictions/     one file per scored or predicted split
-        logs/            profiles
-        result.json      written last: the run is done when it is there
+<runs_dir>/<signature>/
+    config.yaml      the resolved config
+    status.json      state, attempt, host, process id, heartbeat
+    metrics.jsonl    one line per logged step and per evaluation
+    checkpoints/     what a killed run resumes from; removed when the run is done
+    adapter/         the trained adapter and head
+    predictions/     one file per scored or predicted split
+    logs/            profiles
+    result.json      written last: the run is done when it is there
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import socket
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -177,10 +177,9 @@ class RunDirectory:
 
     def _report_end(self, error: BaseException) -> None:
         state = "interrupted" if isinstance(error, KeyboardInterrupt | SystemExit) else "failed"
-        try:
+        # Where the disk is full, the error that is on its way says so.
+        with suppress(UserError, OSError):
             self.report(state, error=f"{type(error).__name__}: {error}")
-        except (UserError, OSError):
-            pass  # the disk is full: the error that is on its way says so
 
     def status(self) -> dict[str, Any]:
         """Return status.json, empty if it is not there or not readable."""

@@ -13,7 +13,7 @@ from omegaconf import MISSING, OmegaConf
 
 @dataclass
 class ModuleGroups:
-    """Names of the linear modules of one architecture, as PEFT's `target_modules` takes them (list, or regex string)."""
+    """Names of the linear modules of one architecture, as PEFT's `target_modules` takes them: list or regex."""
 
     attention: Any = MISSING
     mlp: Any = MISSING
@@ -70,7 +70,7 @@ class DataConfig:
 
 
 @dataclass
-class MethodConfig:
+class MethodChoice:
     """A PEFT method: its config by `_target_`, and the learning rates it wants."""
 
     name: str = MISSING
@@ -133,7 +133,7 @@ class JobConfig:
     """One run, or with `-m` one element of a sweep."""
 
     model: ModelConfig = field(default_factory=ModelConfig)
-    method: MethodConfig = field(default_factory=MethodConfig)
+    method: MethodChoice = field(default_factory=MethodChoice)
     task: TaskConfig = field(default_factory=TaskConfig)
     data: DataConfig = field(default_factory=DataConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)

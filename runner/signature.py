@@ -1,9 +1,9 @@
 """What makes two runs the same run.
 
-The signature is a hash of the whole resolved config, so a changed default in a YAML changes it as an override does. Left
-out is what cannot change a result: where results go, whether to force, the tracker, and the number of CPU threads. A
-path to a local model or data set is replaced by a fingerprint of the files there: the same files elsewhere are the same
-run, other files in the same place are another.
+The signature is a hash of the whole resolved config, so a changed default in a YAML changes it as an override does.
+Left out is what cannot change a result: where results go, whether to force, the tracker, and the number of CPU threads.
+A path to a local model or data set is replaced by a fingerprint of the files there: the same files elsewhere are the
+same run, other files in the same place are another.
 """
 
 import hashlib
@@ -11,9 +11,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 
 from lorsa.runner.glue.fingerprint import content_fingerprint, data_fingerprint
+from lorsa.runner.schema import JobConfig
 
 LENGTH = 16
 EMBEDDED = "embedded:"
@@ -31,7 +32,7 @@ def model_folder(path: str) -> Path | None:
     return folder if folder.is_dir() else None
 
 
-def identity(cfg: DictConfig) -> dict[str, Any]:
+def identity(cfg: JobConfig) -> dict[str, Any]:
     """Return what the signature is a hash of: the resolved config without what cannot change a result."""
     resolved: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
     for key in ("runs_dir", "force", "tracker"):
@@ -45,7 +46,7 @@ def identity(cfg: DictConfig) -> dict[str, Any]:
     return resolved
 
 
-def signature(cfg: DictConfig) -> str:
+def signature(cfg: JobConfig) -> str:
     """Return the run's name: 16 hexadecimal digits of the SHA-256 of its identity."""
     canonical = json.dumps(identity(cfg), sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()[:LENGTH]

@@ -4,22 +4,31 @@ from __future__ import annotations
 
 import math
 import shutil
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from omegaconf import DictConfig
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase, Trainer, TrainerState, TrainingArguments
+from transformers import (
+    DataCollatorWithPadding,
+    PreTrainedTokenizerBase,
+    Trainer,
+    TrainerCallback,
+    TrainerState,
+    TrainingArguments,
+)
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
-from lorsa.methods.apply import in_head, load_training_state, training_state
+from lorsa.methods.adalora import load_training_state, training_state
+from lorsa.methods.apply import in_head
 from lorsa.runner.batches import EncodedRows, LengthBucketSampler
 from lorsa.runner.callbacks import MethodHook, QuietProgress, Recorder, profiler_callback
 from lorsa.runner.rundir import RunDirectory, writing
+from lorsa.runner.schema import JobConfig
 
 WEIGHTS_FILE = "trainable.safetensors"
 METHOD_STATE_FILE = "method_state.pt"
@@ -43,9 +52,11 @@ class GlueTrainer(Trainer):
         directory: where the run writes.
     """
 
+    model: nn.Module
+
     def __init__(
         self,
-        cfg: DictConfig,
+        cfg: JobConfig,
         model: nn.Module,
         tokenizer: PreTrainedTokenizerBase,
         head: list[str],
@@ -61,7 +72,7 @@ class GlueTrainer(Trainer):
         self.score = score
         self.directory = directory
         self._tokens_before = 0
-        callbacks = [Recorder(directory, cfg.train.checkpoint_every), MethodHook(), QuietProgress()]
+        callbacks: list[TrainerCallback] = [Recorder(directory, cfg.train.checkpoint_every), MethodHook()]
         if cfg.train.profile:
             callbacks.append(profiler_callback(directory.logs))
         super().__init__(
@@ -73,7 +84,9 @@ class GlueTrainer(Trainer):
             callbacks=callbacks,
         )
         self.remove_callback(PrinterCallback)
-        self.remove_callback(ProgressCallback)
+        if not self.args.disable_tqdm:
+            self.remove_callback(ProgressCallback)
+            self.add_callback(QuietProgress())
         # Asks the Trainer for the number of rows in an update, by which `compute_loss` weighs.
         self.model_accepts_loss_kwargs = True
 
@@ -140,6 +153,10 @@ class GlueTrainer(Trainer):
             loss = loss * (len(inputs["labels"]) / num_items_in_batch)
         return (loss, outputs) if return_outputs else loss
 
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        """Count nothing: the estimate walks over all parameters at each update, and nothing reads it."""
+        return 0
+
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """Make the optimizer, with the head in groups of its own."""
         if self.optimizer is None:
@@ -148,7 +165,7 @@ class GlueTrainer(Trainer):
             for name, parameter in self.model.named_parameters():
                 if parameter.requires_grad:
                     groups.setdefault((in_head(name, self.head), name in decayed), []).append(parameter)
-            optimizer, options = self.get_optimizer_cls_and_kwargs(self.args, self.model)
+            optimizer, options = self.get_optimizer_cls_and_kwargs(self.args)
             self.optimizer = optimizer(
                 [
                     {
@@ -198,9 +215,8 @@ class GlueTrainer(Trainer):
                 shutil.rmtree(folder, ignore_errors=True)
 
 
-def training_arguments(cfg: DictConfig, directory: RunDirectory) -> TrainingArguments:
+def training_arguments(cfg: JobConfig, directory: RunDirectory) -> TrainingArguments:
     """Return the Trainer's arguments for a run."""
-    adam = {} if cfg.optim.name == "adafactor" else {"adam_beta1": cfg.optim.betas[0], "adam_beta2": cfg.optim.betas[1]}
     return TrainingArguments(
         output_dir=str(directory.checkpoints),
         num_train_epochs=cfg.train.epochs,
@@ -212,6 +228,8 @@ def training_arguments(cfg: DictConfig, directory: RunDirectory) -> TrainingArgu
         activation_checkpointing_kwargs={"use_reentrant": False},
         learning_rate=cfg.train.lr,
         optim=cfg.optim.name,
+        adam_beta1=cfg.optim.betas[0],
+        adam_beta2=cfg.optim.betas[1],
         adam_epsilon=cfg.optim.eps,
         weight_decay=cfg.optim.weight_decay,
         max_grad_norm=cfg.optim.max_grad_norm,
@@ -233,11 +251,11 @@ def training_arguments(cfg: DictConfig, directory: RunDirectory) -> TrainingArgu
         remove_unused_columns=False,
         dataloader_pin_memory=torch.cuda.is_available() and cfg.engine.device != "cpu",
         report_to="none",
-        **adam,
+        disable_tqdm=not sys.stderr.isatty(),
     )
 
 
-def total_updates(cfg: DictConfig, rows: int) -> int:
+def total_updates(cfg: JobConfig, rows: int) -> int:
     """Return the number of optimizer updates that a run on so many rows takes."""
     if cfg.train.max_steps > 0:
         return int(cfg.train.max_steps)

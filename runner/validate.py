@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import fields, is_dataclass
-from typing import Any
+from typing import Any, cast
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -55,7 +55,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
 }
 
 
-def check(cfg: DictConfig) -> None:
+def check(cfg: JobConfig) -> None:
     """Refuse a config that cannot run, or that would not mean what it says.
 
     Args:
@@ -65,22 +65,23 @@ def check(cfg: DictConfig) -> None:
         UserError: one sentence that names the key and what would be valid.
     """
     _check_keys(cfg, JobConfig, "")
-    missing = sorted(OmegaConf.missing_keys(cfg))
+    missing = sorted(str(key) for key in OmegaConf.missing_keys(cfg))
     if missing:
         raise UserError(f"{missing[0]} has no value; give it with {missing[0]}=…")
-    OmegaConf.resolve(cfg)
+    config = cast(DictConfig, cfg)
+    OmegaConf.resolve(config)
     for key, choices in _CHOICES.items():
-        value = OmegaConf.select(cfg, key)
+        value = OmegaConf.select(config, key)
         if value not in choices:
             raise UserError(f"{key}={value} is not known{nearest(str(value), choices)}")
     for key, (valid, words) in _RANGES.items():
-        value = OmegaConf.select(cfg, key)
+        value = OmegaConf.select(config, key)
         if not valid(value):
             raise UserError(f"{key}={value} must be {words}.")
     _check_combinations(cfg)
 
 
-def _check_keys(cfg: DictConfig, schema: type, path: str) -> None:
+def _check_keys(cfg: Any, schema: type, path: str) -> None:
     """Refuse keys that `+` added: Hydra lets them into a typed config."""
     known = {field.name: field.type for field in fields(schema)}
     for key in cfg:
@@ -91,7 +92,7 @@ def _check_keys(cfg: DictConfig, schema: type, path: str) -> None:
             _check_keys(cfg[key], kind, f"{path}{key}.")
 
 
-def _check_combinations(cfg: DictConfig) -> None:
+def _check_combinations(cfg: JobConfig) -> None:
     target = str(cfg.method.config.get("_target_", ""))
     if not target.startswith(ALLOWED_TARGETS):
         raise UserError(

@@ -171,7 +171,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     default_out = Path(__file__).resolve().parents[1] / "runner" / "demo" / "tiny_llama"
     parser.add_argument("--out", type=Path, default=default_out, help="folder to write (default: %(default)s)")
-    parser.add_argument("--steps", type=int, default=3000, help="optimizer steps (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=2200, help="optimizer steps (default: %(default)s)")
     parser.add_argument("--batch-size", type=int, default=32, help="documents a step (default: %(default)s)")
     parser.add_argument("--lr", type=float, default=0.02, help="peak learning rate of Muon (default: %(default)s)")
     parser.add_argument("--vocabulary", type=int, default=1024, help="tokens (default: %(default)s)")

@@ -46,7 +46,7 @@ class LorsaConfig(PeftConfig):
             saved adapter, leaves U_S, s_S and V_S to be read from it.
     """
 
-    target_modules: list[str] | str | None = field(default=None)
+    target_modules: list[str] | set[str] | str | None = field(default=None)
     exclude_modules: list[str] | str | None = field(default=None)
     k: int = field(default=64)
     r: int = field(default=1)
@@ -62,7 +62,7 @@ class LorsaConfig(PeftConfig):
     factors: str = field(default="compute")
 
     def __post_init__(self) -> None:
-        super().__post_init__()
+        super().__post_init__()  # type: ignore[no-untyped-call]
         self.peft_type = PEFT_TYPE
         if isinstance(self.target_modules, list):
             self.target_modules = set(self.target_modules)

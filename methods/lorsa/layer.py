@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from typing import Any
+from typing import Any, cast
 
 import torch
 from peft.tuners._buffer_dict import BufferDict
@@ -35,6 +35,7 @@ class LorsaLinear(nn.Module, BaseTunerLayer):
         factors: the selected components, when the selection has them at hand already.
     """
 
+    base_layer: nn.Linear
     adapter_layer_names = ("lorsa_d", "lorsa_P_out", "lorsa_Q_out", "lorsa_P_in", "lorsa_Q_in")
     other_param_names = ("lorsa_U", "lorsa_s", "lorsa_V")
 
@@ -89,7 +90,8 @@ class LorsaLinear(nn.Module, BaseTunerLayer):
             )
 
         if config.factors == "saved":
-            factors = Basis(weight.new_zeros(m, k), weight.new_zeros(k), weight.new_zeros(n, k))
+            # Not zeros: an adapter whose factors were never loaded must not pass for one that does nothing.
+            factors = Basis(*(weight.new_full(shape, torch.nan) for shape in ((m, k), (k,), (n, k))))
         elif factors is None:
             factors = singular_basis(weight, name).select(indices)
         dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
@@ -188,7 +190,7 @@ class LorsaLinear(nn.Module, BaseTunerLayer):
         Raises:
             ValueError: `safe_merge` found NaN or infinite values.
         """
-        weight = self.get_base_layer().weight
+        weight = self._base_weight()
         for adapter in check_adapters_to_merge(self, adapter_names):
             if adapter not in self.lorsa_d:
                 continue
@@ -204,13 +206,16 @@ class LorsaLinear(nn.Module, BaseTunerLayer):
     def unmerge(self) -> None:
         """Put the base weight back, to the bit."""
         if self._pristine_weight is not None:
-            weight = self.get_base_layer().weight
+            weight = self._base_weight()
             weight.data = self._pristine_weight.to(weight.device)
         self._pristine_weight = None
         self.merged_adapters.clear()
 
     def _original_weight(self) -> Tensor:
-        return self.get_base_layer().weight.data if self._pristine_weight is None else self._pristine_weight
+        return self._base_weight().data if self._pristine_weight is None else self._pristine_weight
+
+    def _base_weight(self) -> Tensor:
+        return cast(nn.Linear, self.get_base_layer()).weight
 
     def __repr__(self) -> str:
         return "lorsa." + super().__repr__()

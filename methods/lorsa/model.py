@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
+from peft import PeftConfig, PeftType
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_PREFIX_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
 from peft.tuners.tuners_utils import BaseTuner
 from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
@@ -16,7 +17,7 @@ from lorsa.methods.lorsa.layer import LorsaLinear
 from lorsa.methods.lorsa.selection import select_components, taken_factors, target_layers
 
 
-class LorsaModel(BaseTuner):  # type: ignore[misc]
+class LorsaModel(BaseTuner):
     """A model whose target modules carry LoRSA adapters; made by `peft.get_peft_model(model, LorsaConfig(...))`.
 
     Args:
@@ -31,10 +32,13 @@ class LorsaModel(BaseTuner):  # type: ignore[misc]
 
     prefix = "lorsa_"
     tuner_layer_cls = LorsaLinear
-    target_module_mapping = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+    target_module_mapping = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING  # type: ignore[assignment]
 
-    def _prepare_model(self, config: LorsaConfig, model: nn.Module) -> None:
+    def _prepare_model(self, peft_config: PeftConfig, model: nn.Module) -> None:
+        config = cast(LorsaConfig, peft_config)
         # Of PEFT's hooks before the injection this is the one that runs for every adapter, not the first alone.
+        if any(isinstance(module, LorsaLinear) and module.merged for module in model.modules()):
+            raise MethodError("LoRSA: unmerge the adapters before adding one; its basis is that of the base weights.")
         if config.components is None:
             if config.selection in CALIBRATED:
                 raise MethodError(
@@ -48,14 +52,16 @@ class LorsaModel(BaseTuner):  # type: ignore[misc]
 
     def _create_and_replace(
         self,
-        config: LorsaConfig,
+        peft_config: PeftConfig,
         adapter_name: str,
         target: nn.Module,
         target_name: str,
         parent: nn.Module,
         current_key: str,
+        parameter_name: str | None = None,
         **kwargs: Any,
     ) -> None:
+        config = cast(LorsaConfig, peft_config)
         components = config.components or {}
         if current_key not in components:
             raise MethodError(
@@ -68,7 +74,7 @@ class LorsaModel(BaseTuner):  # type: ignore[misc]
         if isinstance(target, LorsaLinear):
             target.update_layer(adapter_name, config, current_key, factors)
             return
-        layer = LorsaLinear(target, adapter_name, config, current_key, factors)
+        layer = LorsaLinear(cast(nn.Linear, target), adapter_name, config, current_key, factors)
         if adapter_name not in self.active_adapters:
             layer.requires_grad_(False)
         self._replace_module(parent, target_name, layer, target)
@@ -89,6 +95,7 @@ def register() -> None:
 
     `peft.utils.register_peft_method` takes only the members of PEFT's own enumeration, hence the mappings.
     """
-    PEFT_TYPE_TO_CONFIG_MAPPING[PEFT_TYPE] = LorsaConfig
-    PEFT_TYPE_TO_TUNER_MAPPING[PEFT_TYPE] = LorsaModel
-    PEFT_TYPE_TO_PREFIX_MAPPING[PEFT_TYPE] = LorsaModel.prefix
+    key = cast(PeftType, PEFT_TYPE)
+    PEFT_TYPE_TO_CONFIG_MAPPING[key] = LorsaConfig
+    PEFT_TYPE_TO_TUNER_MAPPING[key] = LorsaModel
+    PEFT_TYPE_TO_PREFIX_MAPPING[key] = LorsaModel.prefix

@@ -188,3 +188,11 @@ def test_gradients_agree_with_finite_differences():
     assert check(subspace_difference, (*factors, s, d))
     assert check(spectral_linear, (x, U, d, leaf(5, 5, seed=8)))
     assert check(spectral_linear, (x, U, leaf(5, 5, seed=9), leaf(5, 5, seed=8)))
+
+
+def test_a_model_cast_to_bfloat16_still_solves_in_float32():
+    P, Q = torch.randn(12, 2, dtype=torch.bfloat16), torch.randn(12, 2, dtype=torch.bfloat16)
+    assert cayley_core(P, Q).dtype == torch.float32
+    moved = thin_rotation_difference(torch.randn(3, 12, dtype=torch.bfloat16), P, Q)
+    assert moved.dtype == torch.bfloat16
+    assert torch.isfinite(moved).all()

@@ -16,14 +16,8 @@ from torch import nn
 
 from lorsa import methods
 from lorsa.methods import MethodError, SelectedConfig, apply, save
-from lorsa.methods.apply import (
-    after_update,
-    config_fields,
-    in_head,
-    load_training_state,
-    needs_calibration,
-    training_state,
-)
+from lorsa.methods.adalora import after_update, load_training_state, training_state
+from lorsa.methods.apply import config_fields, in_head, needs_calibration
 
 CONF = Path(__file__).resolve().parents[2] / "conf" / "method"
 WIDE = {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4, "num_key_value_heads": 4, "head_dim": 16}

@@ -145,7 +145,7 @@ def test_a_full_disk_is_a_sentence_and_the_run_can_go_on_after(tmp_path):
     folder = tmp_path / signature(cfg)
     folder.mkdir()
     (folder / "metrics.jsonl").symlink_to("/dev/full")
-    with pytest.raises(UserError, match="No space left on the disk while writing .*metrics.jsonl"):
+    with pytest.raises(UserError, match=r"No space left on the disk while writing .*metrics\.jsonl"):
         run(cfg)
     assert json.loads((folder / "status.json").read_text())["state"] == "failed"
     assert not (folder / "result.json").exists()
@@ -156,7 +156,7 @@ def test_a_full_disk_is_a_sentence_and_the_run_can_go_on_after(tmp_path):
 
 def test_a_loss_that_is_not_finite_stops_the_run_with_its_reason(tmp_path):
     cfg = compose(f"runs_dir={tmp_path}", "method=full", "train.lr=1e30", "optim.max_grad_norm=0", "train.max_steps=20")
-    with pytest.raises(UserError, match="training diverged. Lower train.lr"):
+    with pytest.raises(UserError, match=r"training diverged\. Lower train\.lr"):
         run(cfg)
     status = json.loads((tmp_path / signature(cfg) / "status.json").read_text())
     assert status["state"] == "failed"

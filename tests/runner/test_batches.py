@@ -21,7 +21,7 @@ def test_an_epoch_is_every_row_once_and_depends_on_seed_and_epoch_alone(lengths,
     sampler.set_epoch(epoch)
     order = list(sampler)
     assert sorted(order) == list(range(len(lengths)))
-    np.random.seed(0)  # noqa: NPY002  the global state must not matter
+    np.random.seed(0)
     again = LengthBucketSampler(lengths, batch_size, seed)
     again.set_epoch(epoch)
     assert list(again) == order
@@ -45,7 +45,9 @@ def test_the_buckets_come_in_random_order():
 
 
 def padding_waste(lengths: list[int], order: list[int], batch_size: int) -> float:
-    batches = [[lengths[row] for row in order[first : first + batch_size]] for first in range(0, len(order), batch_size)]
+    batches = [
+        [lengths[row] for row in order[first : first + batch_size]] for first in range(0, len(order), batch_size)
+    ]
     padded = sum(max(batch) * len(batch) for batch in batches)
     return 1 - sum(lengths) / padded
 

@@ -2,11 +2,10 @@
 
 import itertools
 import re
-import shlex
 from pathlib import Path
 
 import pytest
-from hydra.core.override_parser.overrides_parser import OverridesParser
+from commands import lorsa_run_lines, overrides_of
 from omegaconf import OmegaConf
 
 from lorsa.runner.compose import compose
@@ -27,32 +26,13 @@ NEEDED = {
 }
 
 
-def commands(text: str) -> list[str]:
-    """The `lorsa-run` lines of a text, continued lines joined, comments and shell quoting left to `shlex`."""
-    joined = re.sub(r"\\\n#?\s*", " ", text)
-    return re.findall(r"^[#>\s]*(lorsa-run\b.*)$", joined, flags=re.MULTILINE)
-
-
-def overrides_of(command: str) -> list[list[str]]:
-    """The override lists that a command stands for: one, or for a sweep each combination."""
-    words = [word for word in shlex.split(command, comments=True)[1:] if "=" in word and not word.startswith("-")]
-    parser = OverridesParser.create()
-    choices = []
-    for override in parser.parse_overrides(words):
-        if override.is_sweep_override():
-            choices.append([f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()])
-        else:
-            choices.append([override.input_line])
-    return [list(combination) for combination in itertools.product(*choices)]
-
-
 @pytest.mark.parametrize("file", FILES, ids=str)
 def test_a_yaml_opens_with_what_it_is_and_commands_that_compose(file):
     text = (CONF / file).read_text()
     lines = text.removeprefix("# @package _global_\n").splitlines()
     assert lines[0].startswith("# ")
     header = "\n".join(itertools.takewhile(lambda line: not line or line.startswith("#"), lines))
-    found = commands(header)
+    found = lorsa_run_lines(header)
     assert found, "the header shows no lorsa-run command that uses the file"
     group, name = file.parent.name, file.stem
     if group:

@@ -57,7 +57,7 @@ def test_a_result_follows_the_schema_and_the_directory_has_what_it_promises(job,
         lines = [json.loads(line) for line in (folder / "predictions" / f"{split}.jsonl").read_text().splitlines()]
         assert len(lines) == result["rows"][split]
         assert [line["idx"] for line in lines] == sorted(line["idx"] for line in lines)
-        assert all(line["prediction"] == max(range(2), key=lambda i: line["logits"][i]) for line in lines)  # noqa: B023
+        assert all(line["prediction"] == max(range(2), key=lambda i: line["logits"][i]) for line in lines)
 
 
 def test_the_predictions_give_the_recorded_metric(job, tmp_path):
