@@ -4,59 +4,66 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import Any, cast
+from typing import Any, NoReturn
 
 import hydra
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException
 from omegaconf import DictConfig
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
-from lorsa.runner.compose import register_schema
+from lorsa.runner.compose import CONFIG_DIR
 from lorsa.runner.errors import UserError, nearest
-from lorsa.runner.schema import JobConfig
+from lorsa.runner.help import help_text
+from lorsa.runner.schema import register_resolvers, typed
 
 EXIT_BAD_INPUT = 2
 
 
 def main() -> None:
     """Run the command line `lorsa-run [overrides]`; exits 0 if the run is done, 2 on bad input."""
-    register_schema()
+    if {"-h", "--help"} & set(sys.argv[1:]):
+        print(help_text(CONFIG_DIR))
+        return
+    register_resolvers()
     # Hydra would print its own errors and exit; with this set it raises them, and we put them into words.
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
     try:
         _hydra_main()
     except (HydraException, OmegaConfBaseException) as error:
-        print(f"lorsa-run: {explain(error)}", file=sys.stderr)
-        sys.exit(EXIT_BAD_INPUT)
+        _refuse(error)
     except KeyboardInterrupt:
         print("lorsa-run: interrupted; the same command goes on from the last checkpoint.", file=sys.stderr)
         sys.exit(130)
 
 
-@hydra.main(version_base="1.3", config_path="pkg://lorsa.conf", config_name="config")
+@hydra.main(version_base="1.3", config_path=CONFIG_DIR, config_name="config")
 def _hydra_main(cfg: DictConfig) -> float | None:
     from lorsa.runner.job import run
 
     try:
-        return run(cast(JobConfig, cfg))
-    except UserError as error:
+        return run(typed(cfg))
+    except (UserError, OmegaConfBaseException) as error:
         # Here, because Hydra would first print a line about the job.
-        print(f"lorsa-run: {error}", file=sys.stderr)
-        sys.exit(EXIT_BAD_INPUT)
+        _refuse(error)
+
+
+def _refuse(error: Exception) -> NoReturn:
+    print(f"lorsa-run: {explain(error)}", file=sys.stderr)
+    sys.exit(EXIT_BAD_INPUT)
 
 
 def explain(error: Exception) -> str:
-    """Return one sentence for an error of composition: what is wrong, where, and what would be valid."""
+    """Return one sentence for an error: what is wrong, where, and what would be valid."""
+    if isinstance(error, UserError):
+        return str(error)
     if isinstance(error, MissingConfigException) and error.options is not None and error.missing_cfg_file:
         group, _, name = error.missing_cfg_file.rpartition("/")
         return f"there is no {group} named '{name}'{nearest(name, error.options)}"
     cause: Any = error.__cause__ if isinstance(error, ConfigCompositionException) else error
     if isinstance(cause, OmegaConfBaseException):
-        parent = cause.parent_node
-        key = str(cause.key) if cause.key is not None else ""
-        if parent is not None and isinstance(parent, DictConfig) and key and key not in parent:
-            where = cause.full_key or key
-            return f"there is no key '{where}'{nearest(key, [str(name) for name in parent])}"
+        if isinstance(cause, ConfigKeyError | ConfigAttributeError) and isinstance(cause.parent_node, DictConfig):
+            where = cause.full_key or cause.key
+            return f"there is no key '{where}'{nearest(str(cause.key), [str(name) for name in cause.parent_node])}"
         first_line = str(cause.msg or cause).splitlines()[0]
         place = f"{cause.full_key}: " if cause.full_key else ""
         return f"{place}{first_line}"

@@ -6,9 +6,9 @@ are checked in `validate.py`. Nothing heavy may be imported here: this module is
 """
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
-from omegaconf import MISSING, OmegaConf
+from omegaconf import MISSING, DictConfig, OmegaConf
 
 
 @dataclass
@@ -149,3 +149,14 @@ class JobConfig:
 def register_resolvers() -> None:
     """Make `${either:a,b}` known to OmegaConf: a, unless it is null, else b."""
     OmegaConf.register_new_resolver("either", lambda a, b: b if a is None else a, replace=True)
+
+
+def typed(cfg: DictConfig) -> JobConfig:
+    """Return the composed config with the types of `JobConfig`: still a `DictConfig`, but checked.
+
+    The classes are merged here and not given to Hydra's ConfigStore, which would copy them for every group it lists.
+
+    Raises:
+        omegaconf.errors.OmegaConfBaseException: a value has the wrong type, or a key is unknown.
+    """
+    return cast(JobConfig, OmegaConf.merge(OmegaConf.structured(JobConfig), cfg))

@@ -1,0 +1,38 @@
+"""`lorsa-run --help`: what can be chosen, and the flags that matter.
+
+Hydra's own help composes the config and lists every group a few times over; this reads the folder.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+_TEXT = """\
+lorsa-run: fine-tune, evaluate and record GLUE runs.
+
+  lorsa-run method=lorsa task=sst2                     one run, on the embedded model and demo data
+  lorsa-run method=lora task=cola method.config.r=4    any choice, any key
+  lorsa-run -m method=lorsa,lora seed=0,1,2            a sweep: one run after the other
+  lorsa-run --cfg job method=lora                      print the whole config of a run, and stop
+
+Choices:
+{choices}
+
+Flags:
+  -m, --multirun      run every combination of the comma-separated values
+  --cfg job           print the config; with --resolve, interpolations filled in
+  --info defaults     print which file each part comes from
+  --config-dir DIR    add a folder with more choices, laid out as conf/ is
+  --hydra-help        the other flags and Hydra's own settings
+
+A run is written to runs/<signature>/; the same command again says that it is done, or goes on where it was cut off.
+Exit codes: 0 done, 1 a defect of the program, 2 bad input, 130 interrupted."""
+
+
+def help_text(config_dir: str) -> str:
+    """Return the help, with the choices of every group in `config_dir`."""
+    groups = sorted(path for path in Path(config_dir).iterdir() if any(path.glob("*.yaml")))
+    lines = [
+        f"  {group.name + '=':12}{', '.join(sorted(file.stem for file in group.glob('*.yaml')))}" for group in groups
+    ]
+    return _TEXT.format(choices="\n".join(lines))
