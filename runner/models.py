@@ -6,6 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+from torch import nn
+
 from lorsa.runner.errors import UserError
 from lorsa.runner.schema import JobConfig, ModelConfig
 from lorsa.runner.signature import model_folder
@@ -54,7 +57,6 @@ def load_model(cfg: JobConfig, tokenizer: PreTrainedTokenizerBase) -> BaseModel:
     Raises:
         UserError: no such model, no weights, damaged weights, or the hub cannot be reached.
     """
-    import torch
     from transformers import AutoModelForSequenceClassification, set_seed
 
     source, options = _source(cfg.model)
@@ -94,7 +96,10 @@ def load_model(cfg: JobConfig, tokenizer: PreTrainedTokenizerBase) -> BaseModel:
             f"model knows only {model.config.vocab_size} tokens; name another with model.pad_token=…"
         )
     model.eval()
-    return BaseModel(model, tokenizer, _head(model, fresh, cfg.model))
+    head = _head(model, fresh, cfg.model)
+    for name in head:
+        _keep_in_float32(model.get_submodule(name))
+    return BaseModel(model, tokenizer, head)
 
 
 def _source(model: ModelConfig) -> tuple[str, dict[str, Any]]:
@@ -151,6 +156,16 @@ def _head(model: PreTrainedModel, fresh: set[str], config: ModelConfig) -> list[
             "is not a checkpoint of this architecture."
         )
     return [*head, pooler] if in_pooler else head
+
+
+def _keep_in_float32(module: nn.Module) -> None:
+    """Train a head in float32 on a backbone of half precision, where small updates of it would round to nothing."""
+    if any(parameter.dtype != torch.float32 for parameter in module.parameters()):
+        module.float().register_forward_pre_hook(_inputs_to_float32)
+
+
+def _inputs_to_float32(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+    return tuple(value.float() for value in inputs)
 
 
 def _load_error(model: ModelConfig, what: str, error: Exception) -> UserError:

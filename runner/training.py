@@ -217,7 +217,7 @@ class GlueTrainer(Trainer):
 
 def training_arguments(cfg: JobConfig, directory: RunDirectory) -> TrainingArguments:
     """Return the Trainer's arguments for a run."""
-    return TrainingArguments(
+    arguments = TrainingArguments(
         output_dir=str(directory.checkpoints),
         num_train_epochs=cfg.train.epochs,
         max_steps=cfg.train.max_steps,
@@ -253,6 +253,9 @@ def training_arguments(cfg: JobConfig, directory: RunDirectory) -> TrainingArgum
         report_to="none",
         disable_tqdm=not sys.stderr.isatty(),
     )
+    # engine=single is one device: with several GPUs in sight the Trainer would split each batch over all of them.
+    arguments._n_gpu = min(arguments.n_gpu, 1)
+    return arguments
 
 
 def total_updates(cfg: JobConfig, rows: int) -> int:

@@ -141,3 +141,14 @@ def test_a_second_tokens_count_excludes_padding(job):
 
 def test_debug_overfit_learns_its_rows(job):
     assert job("debug=overfit", "method=full", "train.lr=1e-3")["primary_metric"]["dev"] == 1.0
+
+
+@pytest.mark.parametrize("method", ["lorsa", "lorsa_subspace", "lora", "head"])
+def test_on_a_bfloat16_model_what_trains_is_float32(job, tmp_path, method):
+    from safetensors.torch import load_file
+
+    job("debug=smoke", "model.dtype=bfloat16", f"method={method}")
+    (weights,) = (tmp_path / "runs").glob("*/adapter/*.safetensors")
+    fixed = ("lorsa_U", "lorsa_V")
+    for name, tensor in load_file(weights).items():
+        assert str(tensor.dtype) == ("torch.bfloat16" if name.endswith(fixed) else "torch.float32"), name
