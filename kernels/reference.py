@@ -11,8 +11,26 @@ exactly zero in floating point, which is what keeps an adapted model bit-identic
 rotations lose no digits to cancellation.
 """
 
+from collections.abc import Callable
+from functools import wraps
+from typing import ParamSpec
+
 import torch
 from torch import Tensor
+
+Arguments = ParamSpec("Arguments")
+
+
+def _as_given(operator: Callable[Arguments, Tensor]) -> Callable[Arguments, Tensor]:
+    """Keep autocast out of an operator: in half precision a rotation is none, and there is no solve."""
+
+    @wraps(operator)
+    def without_autocast(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Tensor:
+        device = next(value.device.type for value in args if isinstance(value, Tensor))
+        with torch.autocast(device, enabled=False):
+            return operator(*args, **kwargs)
+
+    return without_autocast
 
 
 def _factors(P: Tensor, Q: Tensor) -> tuple[Tensor, Tensor]:
@@ -22,6 +40,7 @@ def _factors(P: Tensor, Q: Tensor) -> tuple[Tensor, Tensor]:
     return torch.cat([P, -Q], dim=-1), torch.cat([Q, P], dim=-1)
 
 
+@_as_given
 def cayley_core(P: Tensor, Q: Tensor) -> Tensor:
     """Return K = (I - Y^T X / 2)^-1, the small matrix of the rotation that P and Q describe.
 
@@ -38,6 +57,7 @@ def cayley_core(P: Tensor, Q: Tensor) -> Tensor:
     return torch.linalg.solve(eye - M / 2, eye.expand_as(M))
 
 
+@_as_given
 def rotation_difference(P: Tensor, Q: Tensor) -> Tensor:
     """Return R - I as a full matrix: for rotations of a small space, and for merging.
 
@@ -52,6 +72,7 @@ def rotation_difference(P: Tensor, Q: Tensor) -> Tensor:
     return X @ cayley_core(P, Q) @ Y.mT
 
 
+@_as_given
 def thin_rotation_difference(x: Tensor, P: Tensor, Q: Tensor, inverse: bool = False) -> Tensor:
     """Return R x - x (or R^T x - x) for every row x, in two thin products.
 
@@ -75,6 +96,7 @@ def thin_rotation_difference(x: Tensor, P: Tensor, Q: Tensor, inverse: bool = Fa
     return inner.to(x.dtype) @ X.mT.to(x.dtype)
 
 
+@_as_given
 def subspace_difference(P_out: Tensor, Q_out: Tensor, P_in: Tensor, Q_in: Tensor, s: Tensor, d: Tensor) -> Tensor:
     """Return C = R_out diag(s + d) R_in^T - diag(s), the update inside the selected subspace.
 
@@ -96,6 +118,7 @@ def subspace_difference(P_out: Tensor, Q_out: Tensor, P_in: Tensor, Q_in: Tensor
     return torch.diag(d) + turned_out + (s + d)[:, None] * E_in.mT + turned_out @ E_in.mT
 
 
+@_as_given
 def spectral_linear(x: Tensor, U: Tensor, core: Tensor, V: Tensor) -> Tensor:
     """Return U C V^T x for every row x: the change that a spectral update makes to the output of a linear layer.
 

@@ -80,9 +80,13 @@ def apply(
     else:
         # First of all: they keep the head out of `target_modules="all-linear"`.
         config.task_type = TaskType.SEQ_CLS
-        config.modules_to_save = list(head)  # type: ignore[attr-defined]
+        asked = list(getattr(config, "modules_to_save", None) or ())
+        config.modules_to_save = [*head, *(name for name in asked if name not in head)]  # type: ignore[attr-defined]
+        if config.is_prompt_learning:
+            raise MethodError(f"{type(config).__name__} adds tokens to the text, after which a model pools elsewhere.")
         if getattr(config, "target_modules", None) is not None:
-            target_modules(model, config)
+            targets = target_modules(model, config)
+            _check_block_size(config, targets)
         if isinstance(config, LorsaConfig) and needs_calibration(config):
             select_components(model, config, calibration)
         if isinstance(config, AdaLoraConfig):
@@ -91,13 +95,22 @@ def apply(
             model = get_peft_model(model, config)
         except MethodError:
             raise
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, RuntimeError, ArithmeticError, AttributeError) as error:
             # PEFT's own checks of a config against a model; their words name the module and the field.
             raise MethodError(f"{type(config).__name__} does not fit this model: {str(error).strip()}") from error
     trained = {name: parameter.numel() for name, parameter in model.named_parameters() if parameter.requires_grad}
     head_params = sum(count for name, count in trained.items() if in_head(name, head))
     components = config.components if isinstance(config, LorsaConfig) else None
     return model, Report(sum(trained.values()) - head_params, head_params, total, components)
+
+
+def _check_block_size(config: PeftConfig, targets: Mapping[str, nn.Module]) -> None:
+    """Refuse what PEFT would change on its own: OFT takes the next block size that fits."""
+    size = getattr(config, "oft_block_size", 0)
+    for name, module in targets.items():
+        width = getattr(module, "in_features", None)
+        if size and width and width % size:
+            raise MethodError(f"oft_block_size={size} does not divide the width {width} of {name}.")
 
 
 def in_head(name: str, head: list[str]) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from peft import PeftConfig
 from peft.tuners.tuners_utils import BaseTunerLayer, _maybe_include_all_linear_layers, check_target_module_exists
 from torch import nn
@@ -28,7 +30,11 @@ def target_modules(model: nn.Module, config: PeftConfig) -> dict[str, nn.Module]
         layer = module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
         if isinstance(layer, nn.Linear):
             linear.add(name.rpartition(".")[2])
-        if check_target_module_exists(config, name):
+        try:
+            matches = check_target_module_exists(config, name)
+        except re.error as error:
+            raise MethodError(f"target_modules is no regular expression: {error}.") from error
+        if matches:
             found[name] = layer
     if not found:
         targets = getattr(config, "target_modules", None)

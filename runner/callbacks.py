@@ -34,7 +34,9 @@ class Recorder(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> TrainerControl:
         """Ask for the extra checkpoints, and for a log line with each, so that a resumed log has no half averages."""
-        if self.checkpoint_every and state.global_step % self.checkpoint_every == 0:
+        # Not where an epoch ends: its own checkpoint comes after the scoring, which a resumed run must not miss.
+        epoch_ends = float(state.epoch or 0).is_integer() or state.global_step >= state.max_steps
+        if self.checkpoint_every and state.global_step % self.checkpoint_every == 0 and not epoch_ends:
             control.should_save = True
             control.should_log = True
         return control

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
+from types import FrameType
 from typing import Any, NoReturn
 
 import hydra
@@ -17,39 +19,57 @@ from lorsa.runner.help import help_text
 from lorsa.runner.schema import register_resolvers, typed
 
 EXIT_BAD_INPUT = 2
+EXIT_INTERRUPTED = 130
 
 
 def main() -> None:
-    """Run the command line `lorsa-run [overrides]`; exits 0 if the run is done, 2 on bad input."""
+    """Run the command line `lorsa-run [overrides]`; exits 0 if every run is done, 2 on bad input."""
     if {"-h", "--help"} & set(sys.argv[1:]):
         print(help_text(CONFIG_DIR))
         return
     register_resolvers()
     # Hydra would print its own errors and exit; with this set it raises them, and we put them into words.
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
+    # A scheduler's polite kill ends like Ctrl-C: the lock is given back, and status.json says so.
+    signal.signal(signal.SIGTERM, _terminate)
+    refused: list[str] = []
     try:
-        _hydra_main()
+        _hydra_main(refused)
     except (HydraException, OmegaConfBaseException) as error:
-        _refuse(error)
+        refused.append(_refuse(error))
     except KeyboardInterrupt:
         print("lorsa-run: interrupted; the same command goes on from the last checkpoint.", file=sys.stderr)
-        sys.exit(130)
+        sys.exit(EXIT_INTERRUPTED)
+    if len(refused) > 1:
+        print(f"lorsa-run: {len(refused)} runs of the sweep are not done:", *refused, sep="\n  ", file=sys.stderr)
+    if refused:
+        sys.exit(EXIT_BAD_INPUT)
 
 
-@hydra.main(version_base="1.3", config_path=CONFIG_DIR, config_name="config")
-def _hydra_main(cfg: DictConfig) -> float | None:
-    from lorsa.runner.job import run
+def _hydra_main(refused: list[str]) -> None:
+    """Compose and run; a run that is refused is added to `refused`, so that it does not end a sweep."""
 
-    try:
-        return run(typed(cfg))
-    except (UserError, OmegaConfBaseException) as error:
-        # Here, because Hydra would first print a line about the job.
-        _refuse(error)
+    @hydra.main(version_base="1.3", config_path=CONFIG_DIR, config_name="config")
+    def run_one(cfg: DictConfig) -> float | None:
+        from lorsa.runner.job import run
+
+        try:
+            return run(typed(cfg))
+        except (UserError, OmegaConfBaseException) as error:
+            refused.append(_refuse(error))
+            return None
+
+    run_one()
 
 
-def _refuse(error: Exception) -> NoReturn:
-    print(f"lorsa-run: {explain(error)}", file=sys.stderr)
-    sys.exit(EXIT_BAD_INPUT)
+def _refuse(error: Exception) -> str:
+    sentence = explain(error)
+    print(f"lorsa-run: {sentence}", file=sys.stderr)
+    return sentence
+
+
+def _terminate(signal_number: int, frame: FrameType | None) -> NoReturn:
+    raise SystemExit(128 + signal_number)
 
 
 def explain(error: Exception) -> str:

@@ -26,7 +26,8 @@ Flags:
   --hydra-help        the other flags and Hydra's own settings
 
 A run is written to runs/<signature>/; the same command again says that it is done, or goes on where it was cut off.
-Exit codes: 0 done, 1 a defect of the program, 2 bad input, 130 interrupted."""
+Exit codes: 0 done; 1 a defect of the program; 2 refused (bad input, a loss that is not finite, a run that another
+process holds), with one sentence; 130 or 143 interrupted."""
 
 
 def help_text(config_dir: str) -> str:

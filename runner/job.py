@@ -51,7 +51,7 @@ def run(cfg: JobConfig) -> float | None:
         say("This run is already done; force=true would run it again.")
         show_result(stored, directory.path)
         return _dev_score(stored)
-    with directory.held(restart=cfg.force):
+    with directory.held():
         # Another process may have finished it between the question above and the lock.
         result = None if cfg.force else directory.result()
         if result is None:
@@ -86,8 +86,10 @@ class Clock:
 
 def _train_and_record(cfg: JobConfig, directory: RunDirectory) -> dict[str, Any]:
     from lorsa.methods import MethodError
+    from lorsa.runner.device import reset_peak_memory
 
     clock = Clock()
+    reset_peak_memory()
     say(f"Run {directory.signature}: {cfg.method.name} on {cfg.task.name} ({cfg.data.name}), {cfg.model.name}")
     try:
         device, method = prepare(cfg)
@@ -96,8 +98,8 @@ def _train_and_record(cfg: JobConfig, directory: RunDirectory) -> dict[str, Any]
         with clock.part("adapt"):
             model, report = adapt(cfg, method, base, rows["train"], device)
         trainer = make_trainer(cfg, base, model, rows, directory)
+        directory.start(restart=cfg.force)
         directory.write("config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
-        directory.report("running", training=True)
         with clock.part("train"):
             resumed_from = trainer.fit()
         with clock.part("evaluate"):
@@ -120,6 +122,7 @@ def prepare(cfg: JobConfig) -> tuple[torch.device, MethodConfig]:
     from lorsa.runner.device import prepare_device
     from lorsa.runner.method import build_method
     from lorsa.runner.metrics import check_metrics
+    from lorsa.runner.training import check_training_arguments
 
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
@@ -127,6 +130,7 @@ def prepare(cfg: JobConfig) -> tuple[torch.device, MethodConfig]:
     # PEFT asks transformers by the old name, once per model.
     warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
     check_metrics(cfg.task)
+    check_training_arguments(cfg)
     return prepare_device(cfg.engine), build_method(cfg.method)
 
 
@@ -270,7 +274,6 @@ def record(
     dev = {"dev": scores["dev"]} if cfg.protocol == "split" else test
     updates = trainer.state.global_step - resumed_from
     seconds = clock.parts["train"]
-    examples = updates * cfg.train.batch_size * cfg.train.gradient_accumulation
     result = {
         "schema_version": SCHEMA_VERSION,
         "signature": directory.signature,
@@ -306,7 +309,7 @@ def record(
         "timings": clock.timings(),
         "throughput": {
             "tokens_per_s": trainer.tokens_trained / seconds if updates else None,
-            "examples_per_s": examples / seconds if updates else None,
+            "examples_per_s": trainer.examples_trained / seconds if updates else None,
         },
         "memory": {
             "peak_bytes": peak_memory(device),
@@ -315,6 +318,7 @@ def record(
         "hardware": hardware(device),
         "versions": versions(),
         "git": git_state(),
+        "model_commit": getattr(trainer.model.config, "_commit_hash", None),
         "attempts": directory.attempt,
         "resumed_from_step": resumed_from,
     }

@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from lorsa.runner.errors import AlreadyRunningError, UserError
+from lorsa.runner.result import SCHEMA_VERSION
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)
@@ -44,6 +45,15 @@ def write_atomic(path: Path, text: str) -> None:
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+
+
+def flush_to_disk(path: Path) -> None:
+    """Wait until a file's bytes, or a folder's entries, would survive a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 @contextmanager
@@ -127,16 +137,19 @@ class RunDirectory:
             return None
         except ValueError as error:
             raise UserError(f"{self.path / 'result.json'} is damaged ({error}); run again with force=true.") from error
+        if not isinstance(stored, dict) or stored.get("schema_version") != SCHEMA_VERSION:
+            raise UserError(
+                f"{self.path / 'result.json'} does not have schema version {SCHEMA_VERSION}; run again with force=true."
+            )
+        if not self.adapter.is_dir():
+            raise UserError(f"{self.path} has a result but no adapter; run again with force=true.")
         return stored
 
     @contextmanager
-    def held(self, restart: bool) -> Iterator[None]:
+    def held(self) -> Iterator[None]:
         """Hold the directory while the run is in it, and keep status.json true about how it ended.
 
-        A run that is refused before it trains leaves no directory behind.
-
-        Args:
-            restart: throw away what an earlier run with this signature left.
+        A run that ends before it trains leaves no directory behind, or the one it found as it was.
 
         Raises:
             AlreadyRunningError: another process holds it.
@@ -159,21 +172,32 @@ class RunDirectory:
                 f"see {self.path}."
             ) from None
         try:
-            if restart:
-                self._clear()
-            self.attempt = int(self.status().get("attempt", 0)) + 1
+            before = self.status()
+            self.attempt = int(before.get("attempt", 0)) + 1
             self.report("running")
             yield
             self.report("done")
         except BaseException as error:
-            started = self.status().get("training", False)
-            if fresh and not started and isinstance(error, UserError):
-                shutil.rmtree(self.path, ignore_errors=True)
-            else:
+            if self.status().get("training", False):
                 self._report_end(error)
+            elif fresh:
+                shutil.rmtree(self.path, ignore_errors=True)
+            elif before:
+                self.write("status.json", json.dumps(before, indent=2))
             raise
         finally:
             lock.release()
+
+    def start(self, restart: bool) -> None:
+        """Say that the training begins.
+
+        Args:
+            restart: throw away what an earlier run with this signature left; not before now, so that a forced run
+                which is refused costs nothing.
+        """
+        if restart:
+            self._clear()
+        self.report("running", training=True)
 
     def _report_end(self, error: BaseException) -> None:
         state = "interrupted" if isinstance(error, KeyboardInterrupt | SystemExit) else "failed"

@@ -1,7 +1,8 @@
 """What makes two runs the same run.
 
 The signature is a hash of the whole resolved config, so a changed default in a YAML changes it as an override does.
-Left out is what cannot change a result: where results go, whether to force, the tracker, and the number of CPU threads.
+Left out is what does not change a result: where results go, whether to force, the tracker, the number of CPU threads,
+how often a checkpoint is written, and whether a profile is.
 A path to a local model or data set is replaced by a fingerprint of the files there: the same files elsewhere are the
 same run, other files in the same place are another.
 """
@@ -38,6 +39,8 @@ def identity(cfg: JobConfig) -> dict[str, Any]:
     for key in ("runs_dir", "force", "tracker"):
         resolved.pop(key)
     resolved["engine"].pop("threads")
+    for key in ("checkpoint_every", "profile"):
+        resolved["train"].pop(key)
     folder = model_folder(cfg.model.path)
     if folder is not None:
         resolved["model"]["path"] = f"content:{content_fingerprint(folder)}"
@@ -48,5 +51,10 @@ def identity(cfg: JobConfig) -> dict[str, Any]:
 
 def signature(cfg: JobConfig) -> str:
     """Return the run's name: 16 hexadecimal digits of the SHA-256 of its identity."""
-    canonical = json.dumps(identity(cfg), sort_keys=True, separators=(",", ":"))
+    return hash_of(identity(cfg))
+
+
+def hash_of(identity: dict[str, Any]) -> str:
+    """Return the hash of a plain dictionary, whatever the order of its keys."""
+    canonical = json.dumps(identity, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()[:LENGTH]

@@ -27,7 +27,8 @@ from lorsa.methods.adalora import load_training_state, training_state
 from lorsa.methods.apply import in_head
 from lorsa.runner.batches import EncodedRows, LengthBucketSampler
 from lorsa.runner.callbacks import MethodHook, QuietProgress, Recorder, profiler_callback
-from lorsa.runner.rundir import RunDirectory, writing
+from lorsa.runner.errors import DivergedError, UserError
+from lorsa.runner.rundir import RunDirectory, flush_to_disk, writing
 from lorsa.runner.schema import JobConfig
 
 WEIGHTS_FILE = "trainable.safetensors"
@@ -72,6 +73,7 @@ class GlueTrainer(Trainer):
         self.score = score
         self.directory = directory
         self._tokens_before = 0
+        self.examples_trained = 0  # rows, in this attempt
         callbacks: list[TrainerCallback] = [Recorder(directory, cfg.train.checkpoint_every), MethodHook()]
         if cfg.train.profile:
             callbacks.append(profiler_callback(directory.logs))
@@ -97,7 +99,7 @@ class GlueTrainer(Trainer):
             The update from which training went on, 0 for a fresh start.
 
         Raises:
-            DivergedError: the loss is not finite.
+            DivergedError: the loss or the outputs are not finite.
         """
         checkpoint = last_checkpoint(self.directory.checkpoints)
         started_at = 0
@@ -125,7 +127,13 @@ class GlueTrainer(Trainer):
         # Without the labels: a test set has none that a loss could be made of.
         loader = self.get_test_dataloader(rows.dataset.remove_columns("labels"))
         output = self.evaluation_loop(loader, description="evaluate", prediction_loss_only=False)
-        return np.asarray(output.predictions, dtype=np.float32)
+        logits = np.asarray(output.predictions, dtype=np.float32)
+        if not np.isfinite(logits).all():
+            raise DivergedError(
+                f"The model's outputs are not finite after update {self.state.global_step}: training diverged. Lower "
+                f"train.lr ({self.cfg.train.lr:g})."
+            )
+        return logits
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Score the selection splits; called by the Trainer after each epoch."""
@@ -149,6 +157,7 @@ class GlueTrainer(Trainer):
         """
         outputs = model(**inputs)
         loss = outputs["loss"]
+        self.examples_trained += len(inputs["labels"])
         if num_items_in_batch is not None:
             loss = loss * (len(inputs["labels"]) / num_items_in_batch)
         return (loss, outputs) if return_outputs else loss
@@ -186,9 +195,13 @@ class GlueTrainer(Trainer):
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         folder = self.directory.checkpoints / f"checkpoint-{self.state.global_step}"
         with writing(folder):
+            (folder / COMPLETE_FILE).unlink(missing_ok=True)
             super()._save_checkpoint(model, trial)
             torch.save(training_state(self.model), folder / METHOD_STATE_FILE)
+            for file in folder.iterdir():
+                flush_to_disk(file)
             (folder / COMPLETE_FILE).touch()
+            flush_to_disk(folder)
         self._drop_old_checkpoints()
 
     def _save(self, output_dir: str | None = None, state_dict: Mapping[str, torch.Tensor] | None = None) -> None:
@@ -205,7 +218,8 @@ class GlueTrainer(Trainer):
         folder = Path(resume_from_checkpoint)
         saved = load_file(folder / WEIGHTS_FILE)
         self.model.load_state_dict(saved, strict=False)
-        load_training_state(self.model, torch.load(folder / METHOD_STATE_FILE, weights_only=True))
+        state = torch.load(folder / METHOD_STATE_FILE, weights_only=True, map_location=self.args.device)
+        load_training_state(self.model, state)
 
     def _drop_old_checkpoints(self) -> None:
         kept = {self.state.global_step, self.state.best_global_step}
@@ -237,7 +251,7 @@ def training_arguments(cfg: JobConfig, directory: RunDirectory) -> TrainingArgum
         warmup_steps=cfg.optim.warmup,
         seed=cfg.seed,
         data_seed=cfg.seed,
-        use_cpu=cfg.engine.device == "cpu",
+        use_cpu=cfg.engine.device == "cpu" or not torch.cuda.is_available(),
         bf16=cfg.engine.precision == "bf16",
         fp16=cfg.engine.precision == "fp16",
         eval_strategy="epoch",
@@ -256,6 +270,18 @@ def training_arguments(cfg: JobConfig, directory: RunDirectory) -> TrainingArgum
     # engine=single is one device: with several GPUs in sight the Trainer would split each batch over all of them.
     arguments._n_gpu = min(arguments.n_gpu, 1)
     return arguments
+
+
+def check_training_arguments(cfg: JobConfig) -> None:
+    """Have transformers check what it knows by name: the optimizer, the schedule, the precision.
+
+    Raises:
+        UserError: one of them is unknown to it.
+    """
+    try:
+        training_arguments(cfg, RunDirectory(cfg.runs_dir, "unused"))
+    except (ValueError, ImportError) as error:
+        raise UserError(f"optim={cfg.optim.name} with schedule={cfg.optim.schedule}: {error}") from error
 
 
 def total_updates(cfg: JobConfig, rows: int) -> int:

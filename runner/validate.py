@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import fields, is_dataclass
 from typing import Any, cast
@@ -42,6 +43,8 @@ _RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "data.train_rows": (lambda x: x is None or x > 0, "above 0, or null"),
     "data.dev_fraction": (lambda x: 0 < x <= 0.5, "above 0 and at most 0.5"),
     "data.dev_max_rows": (lambda x: x > 0, "above 0"),
+    "optim.betas": (lambda x: len(x) == 2 and all(0 <= beta < 1 for beta in x), "two numbers from 0 to below 1"),
+    "task.columns": (lambda x: 1 <= len(x) <= 2, "one or two columns"),
     "engine.threads": (lambda x: x is None or x > 0, "above 0, or null"),
     "seed": (lambda x: 0 <= x < 2**32, "from 0 to 2**32 - 1"),
 }
@@ -52,6 +55,8 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "engine.device": DEVICES,
     "engine.precision": PRECISIONS,
     "data.name": SOURCES,
+    "engine.name": ("single",),
+    "tracker.name": ("none",),
 }
 
 
@@ -104,6 +109,12 @@ def _check_combinations(cfg: JobConfig) -> None:
         raise UserError(f"model.path={path}: the package embeds only {EMBEDDED}tiny_llama.")
     if path.startswith((".", "/", "~")) and model_folder(path) is None:
         raise UserError(f"model.path={path}: there is no such folder.")
+    if cfg.protocol == "best_epoch" and cfg.train.overfit_rows is not None:
+        raise UserError("train.overfit_rows scores the rows that it trains on, so it needs protocol=split.")
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError(
+            f"WORLD_SIZE={os.environ['WORLD_SIZE']}: engine=single is one process; start it without a launcher."
+        )
     if cfg.protocol == "best_epoch" and not cfg.task.eval_splits:
         raise UserError(
             f"protocol=best_epoch chooses the epoch on the validation set, and task={cfg.task.name} has none; use "

@@ -24,6 +24,10 @@ class Basis:
     s: Tensor
     V: Tensor
 
+    def to(self, dtype: torch.dtype) -> Basis:
+        """Return the basis in another dtype."""
+        return Basis(self.U.to(dtype), self.s.to(dtype), self.V.to(dtype))
+
     def select(self, indices: list[int]) -> Basis:
         """Return the components with these indices, in this order, as tensors of their own."""
         index = torch.tensor(indices, dtype=torch.long, device=self.s.device)

@@ -135,7 +135,7 @@ class LorsaLinear(nn.Module, BaseTunerLayer):
         y = y + spectral_linear(x.to(V.dtype), U, self.lorsa_d[adapter], V).to(y.dtype)
         # The bias does not turn. Subtracting it here, not computing W x without it, keeps step 0 bit-identical.
         bias = self.base_layer.bias
-        return y + thin_rotation_difference(y if bias is None else y - bias, P_out, Q_out)
+        return y + thin_rotation_difference(y if bias is None else y - bias.to(y.dtype), P_out, Q_out)
 
     def _subspace_change(self, adapter: str, x: Tensor) -> Tensor:
         C = subspace_difference(*self._rotations(adapter), self.lorsa_s[adapter], self.lorsa_d[adapter])
@@ -146,12 +146,13 @@ class LorsaLinear(nn.Module, BaseTunerLayer):
         P_out, Q_out, P_in, Q_in = self._rotations(adapter)
         U, V, s, d = (getattr(self, f"lorsa_{part}")[adapter] for part in ("U", "V", "s", "d"))
         x = x.to(V.dtype)
-        z = (x @ V).to(s.dtype)
-        dz = (thin_rotation_difference(x, P_in, Q_in, inverse=True) @ V).to(s.dtype)
-        # U_S (d z + (s + d) dz) + (R_out - I) U_S (s + d) (z + dz), arranged so that it is zero at step 0.
-        still = (d * z + (s + d) * dz).to(x.dtype) @ U.mT
-        moved = ((s + d) * (z + dz)).to(x.dtype) @ U.mT
-        return still + thin_rotation_difference(moved, P_out, Q_out)
+        with torch.autocast(x.device.type, enabled=False):
+            z = (x @ V).to(s.dtype)
+            dz = (thin_rotation_difference(x, P_in, Q_in, inverse=True) @ V).to(s.dtype)
+            # U_S (d z + (s + d) dz) + (R_out - I) U_S (s + d) (z + dz), arranged so that it is zero at step 0.
+            still = (d * z + (s + d) * dz).to(x.dtype) @ U.mT
+            moved = ((s + d) * (z + dz)).to(x.dtype) @ U.mT
+            return still + thin_rotation_difference(moved, P_out, Q_out)
 
     def _rotations(self, adapter: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         return (

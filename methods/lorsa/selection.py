@@ -68,7 +68,8 @@ def select_components(
     if config.selection in CALIBRATED:
         if batches is None:
             raise MethodError(f"LoRSA: selection={config.selection} needs calibration batches with labels.")
-        bases = {name: singular_basis(layer.weight, name) for name, layer in layers.items()}
+        # Kept in float32: the float64 factors of one module at a time are all that is in memory.
+        bases = {name: singular_basis(layer.weight, name).to(torch.float32) for name, layer in layers.items()}
         scores = component_scores(model, layers, bases, config, batches)
         components = _best(scores, config)
         factors = {name: bases[name].select(indices) for name, indices in components.items()}
@@ -101,10 +102,6 @@ def component_scores(
     pairs = config.selection == "sensitivity" and config.rotate == "selected"
     scores = {name: torch.zeros(basis.s.shape, dtype=torch.float64) for name, basis in bases.items()}
     device = next(model.parameters()).device
-    projections = {
-        name: Basis(*(part.to(device, torch.float32) for part in (basis.U, basis.s, basis.V)))
-        for name, basis in bases.items()
-    }
 
     # A module that runs several times in one forward pass, as DeBERTa's query projection does for content and
     # positions, has the sum over its calls for a gradient. Scored when the last is in, M is not kept for longer.
@@ -112,16 +109,17 @@ def component_scores(
     partial: dict[str, Tensor] = {}
 
     def score(name: str) -> None:
-        scores[name] += _squared_gradients(partial.pop(name), projections[name].s, pairs).double().cpu()
+        scores[name] += _squared_gradients(partial.pop(name), bases[name].s).double().cpu()
 
     def watch(name: str) -> Callable[[nn.Module, tuple[Any, ...], Tensor], None]:
         def forward_hook(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
-            basis = projections[name]
-            z = inputs[0].detach().flatten(0, -2).float() @ basis.V
+            basis = bases[name]
+            z = inputs[0].detach().flatten(0, -2).to(basis.V.dtype) @ basis.V
             calls[name] += 1
 
             def backward_hook(gradient: Tensor) -> None:
-                M = (gradient.flatten(0, -2).float() @ basis.U).mT @ z
+                left = gradient.flatten(0, -2).to(basis.U.dtype) @ basis.U
+                M = left.mT @ z if pairs else (left * z).sum(0)
                 partial[name] = M + partial[name] if name in partial else M
                 calls[name] -= 1
                 if calls[name] == 0:
@@ -154,14 +152,17 @@ def component_scores(
             module.training = training
     if rows == 0:
         raise MethodError(f"LoRSA: selection={config.selection} got no calibration rows.")
-    return {name: score / rows for name, score in scores.items()}
+    for name, total in scores.items():
+        if not torch.isfinite(total).all():
+            raise MethodError(f"LoRSA: the gradients of {name} on the calibration rows are not finite.")
+    return {name: total / rows for name, total in scores.items()}
 
 
-def _squared_gradients(M: Tensor, s: Tensor, pairs: bool) -> Tensor:
-    """Return each component's score, (K,), from one row's M = U^T G V (K, K)."""
+def _squared_gradients(M: Tensor, s: Tensor) -> Tensor:
+    """Return each component's score, (K,), from one row's M = U^T G V (K, K), or from its diagonal alone (K,)."""
+    if M.ndim == 1:
+        return M.square()
     own = M.diagonal().square()
-    if not pairs:
-        return own
     left, right = M * s, M * s[:, None]  # s_j M_ij and s_i M_ij
     return own + (left - left.mT).square().sum(1) + (right - right.mT).square().sum(1)
 

@@ -9,7 +9,9 @@ class SelectedConfig:
 
     Args:
         parameters: glob patterns of parameter names to train, besides the head: `["*"]` is full fine-tuning, `[]`
-            trains the head alone.
+            trains the head alone. Each must match something.
+        fallback: patterns in their place where none of them matches.
     """
 
     parameters: list[str] = field(default_factory=list)
+    fallback: list[str] = field(default_factory=list)

@@ -7,6 +7,7 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
+import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -26,18 +27,27 @@ def select_parameters(model: nn.Module, config: SelectedConfig, head: list[str])
         head: names of the modules that make up the head.
 
     Raises:
-        MethodError: a pattern matches no parameter.
+        MethodError: a pattern matches no parameter, or what it matches is of half precision.
     """
     names = [name for name, _ in model.named_parameters()]
-    matched = {name for pattern in config.parameters for name in fnmatch.filter(names, pattern)}
-    if config.parameters and not matched:
-        raise MethodError(
-            f"parameters={list(config.parameters)} matches no parameter of the model; there are for example "
-            f"{', '.join(names[:4])}."
-        )
+    matched = {pattern: fnmatch.filter(names, pattern) for pattern in config.parameters}
+    if not any(matched.values()) and config.fallback:
+        matched = {pattern: fnmatch.filter(names, pattern) for pattern in config.fallback}
+    for pattern, found in matched.items():
+        if not found:
+            raise MethodError(
+                f"parameters: '{pattern}' matches no parameter of the model; there are for example "
+                f"{', '.join(names[:4])}."
+            )
+    selected = {name for found in matched.values() for name in found}
     for name, parameter in model.named_parameters():
         in_head = any(name.startswith(f"{module}.") for module in head)
-        parameter.requires_grad_(in_head or name in matched)
+        if name in selected and not in_head and parameter.dtype in (torch.bfloat16, torch.float16):
+            raise MethodError(
+                f"{name} is {str(parameter.dtype).removeprefix('torch.')}, in which most updates round to nothing; "
+                "load the model in float32 to train its own parameters."
+            )
+        parameter.requires_grad_(in_head or name in selected)
     return model
 
 

@@ -178,7 +178,7 @@ def test_config_fields_are_the_ones_a_user_sets():
     fields = config_fields(methods.LorsaConfig)
     assert {"target_modules", "k", "r", "space", "rotate", "selection", "allocation", "seed"} <= set(fields)
     assert not {"peft_type", "task_type", "revision"} & set(fields)
-    assert config_fields(SelectedConfig) == ["parameters"]
+    assert config_fields(SelectedConfig) == ["parameters", "fallback"]
 
 
 def test_a_saved_baseline_loads_with_peft_alone(tmp_path: Path):

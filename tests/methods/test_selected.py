@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from lorsa.methods import MethodError, SelectedConfig, apply, save
 from lorsa.methods.selected import load_selected
 
 every_architecture = pytest.mark.parametrize("architecture", ARCHITECTURES)
-BITFIT = ["*bias", "*norm*.weight", "*LayerNorm.weight"]
+BITFIT = {"parameters": ["*bias"], "fallback": ["*norm.weight"]}  # conf/method/bitfit.yaml
 
 
 def trained(model: nn.Module) -> set[str]:
@@ -45,18 +46,17 @@ def test_head_trains_the_head_alone(architecture: str):
 
 
 @every_architecture
-def test_bitfit_trains_biases_norms_and_the_head(architecture: str):
-    model = apply(build(architecture), SelectedConfig(list(BITFIT)), ARCHITECTURES[architecture].head)[0]
+def test_bitfit_trains_biases_or_where_there_are_none_the_norms_and_the_head(architecture: str):
+    model = apply(build(architecture), SelectedConfig(**BITFIT), ARCHITECTURES[architecture].head)[0]
     for name, parameter in model.named_parameters():
-        module = model.get_submodule(name.rpartition(".")[0])
-        gain_or_bias = name.endswith(".bias") or "Norm" in type(module).__name__
-        assert parameter.requires_grad == (gain_or_bias or of_head(name, architecture)), name
+        chosen = name.endswith("norm.weight") if architecture == "llama" else name.endswith(".bias")
+        assert parameter.requires_grad == (chosen or of_head(name, architecture)), name
 
 
 @every_architecture
-@pytest.mark.parametrize("parameters", [["*"], [], BITFIT])
-def test_what_trained_comes_back_from_disk(architecture: str, parameters: list[str], tmp_path: Path):
-    config = SelectedConfig(list(parameters))
+@pytest.mark.parametrize("fields", [{"parameters": ["*"]}, {}, BITFIT], ids=["full", "head", "bitfit"])
+def test_what_trained_comes_back_from_disk(architecture: str, fields: dict[str, list[str]], tmp_path: Path):
+    config = SelectedConfig(**fields)
     model = apply(build(architecture), config, ARCHITECTURES[architecture].head)[0]
     with torch.no_grad():
         for parameter in model.parameters():
@@ -65,16 +65,23 @@ def test_what_trained_comes_back_from_disk(architecture: str, parameters: list[s
     save(model, config, tmp_path / "adapter")
     stored = load_file(tmp_path / "adapter" / "selected_parameters.safetensors")
     assert set(stored) == trained(model)
-    assert json.loads((tmp_path / "adapter" / "selected_config.json").read_text()) == {"parameters": parameters}
+    assert json.loads((tmp_path / "adapter" / "selected_config.json").read_text()) == asdict(config)
     loaded = load_selected(build(architecture), tmp_path / "adapter")
     assert torch.equal(logits(loaded), logits(model))
     assert not torch.equal(logits(loaded), logits(build(architecture)))
 
 
 def test_a_pattern_that_matches_nothing_is_refused_with_examples():
-    message = r"^parameters=\['\*gamma'\] matches no parameter of the model; there are for example bert\.[^ ]+, .*\.$"
+    message = r"^parameters: '\*gamma' matches no parameter of the model; there are for example bert\.[^ ]+, .*\.$"
     with pytest.raises(MethodError, match=message):
-        apply(build("bert"), SelectedConfig(["*gamma"]), ["classifier"])
+        apply(build("bert"), SelectedConfig(["*bias", "*gamma"]), ["classifier"])
+
+
+def test_half_precision_is_refused_where_updates_would_round_to_nothing():
+    model = build("llama").bfloat16()
+    with pytest.raises(MethodError, match="is bfloat16, in which most updates round to nothing"):
+        apply(model, SelectedConfig(["*"]), ["score"])
+    apply(model, SelectedConfig([]), ["score"])
 
 
 def test_parameters_of_another_model_are_refused(tmp_path: Path):

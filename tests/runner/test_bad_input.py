@@ -4,8 +4,10 @@ What can be wrong with a data set is in glue/test_glue_checks.py.
 """
 
 import json
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -54,6 +56,13 @@ def refused(tmp_path, monkeypatch, capsys):
         ("method.lr=-1e-3", ["lr=-0.001", "above 0"]),
         ("train.batch_size=0", ["train.batch_size=0", "above 0"]),
         ("optim.warmup=2", ["optim.warmup=2", "from 0 to below 1"]),
+        ("optim.name=adamm", ["adamm"]),
+        ("optim.schedule=linearr", ["linearr"]),
+        ("optim.betas=[2,3]", ["optim.betas", "two numbers"]),
+        ("engine.name=zero3", ["engine.name=zero3", "single"]),
+        ("tracker.name=wandb", ["tracker.name=wandb", "none"]),
+        ("task.columns=[]", ["task.columns", "one or two"]),
+        ("method.config.target_modules='[a'", ["no regular expression"]),
         ("protocol=best", ["protocol=best", "did you mean 'best_epoch'"]),
         ("model.dtype=float23", ["model.dtype=float23", "did you mean 'float32'"]),
         ("data.dev_fraction=0.9", ["data.dev_fraction=0.9", "at most 0.5"]),
@@ -92,6 +101,74 @@ def test_a_target_that_matches_nothing_lists_the_modules_that_exist(refused):
     sentence = refused("method=lora", "method.config.target_modules=[query]")
     assert "matches no module" in sentence
     assert "q_proj" in sentence
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["method=oft", "method.config.oft_block_size=7"], "oft_block_size=7 does not divide the width 128"),
+        (["method=vera", "method.config.r=-1"], "method=vera"),
+        (["method=adalora", "method.config.tinit=10000"], "AdaLoRA prunes between tinit=10000"),
+        (["method=full", "model.dtype=bfloat16"], "most updates round to nothing"),
+        (["method=full", "method.config.parameters=['*weights']"], "'*weights' matches no parameter"),
+        (["method=peft", "method.config._target_=peft.LoHaConfig", "method.config.target_modules=[]"], "matches no"),
+    ],
+)
+def test_what_a_method_cannot_do_on_this_model_is_refused(refused, overrides, words):
+    assert words in refused(*overrides)
+
+
+def test_one_bad_run_does_not_end_a_sweep(command, tmp_path):
+    done = command("-m", "debug=smoke", "data.train_rows=40", "method.config.k=8,9999,16")
+    assert done.returncode == cli.EXIT_BAD_INPUT
+    assert "k=9999 is more than the" in done.stderr
+    assert len(list((tmp_path / "runs").glob("*/result.json"))) == 2
+
+
+def test_a_forced_run_that_is_refused_leaves_the_result_it_found(tmp_path, monkeypatch):
+    def overrides(*more):
+        return compose(f"runs_dir={tmp_path}", "debug=smoke", "data.train_rows=40", *more)
+
+    run(overrides())
+    (result,) = tmp_path.glob("*/result.json")
+    before = {path: path.read_bytes() for path in result.parent.rglob("*") if path.is_file() and path.name != ".lock"}
+
+    def fail(cfg):
+        raise UserError("no such data")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("lorsa.runner.job.load", fail)
+        with pytest.raises(UserError, match="no such data"):
+            run(overrides("force=true"))
+    assert before == {path: path.read_bytes() for path in before}
+
+
+def test_a_result_of_another_schema_or_without_its_adapter_is_not_shown_as_done(tmp_path):
+    cfg = compose(f"runs_dir={tmp_path}")
+    folder = tmp_path / signature(cfg)
+    folder.mkdir()
+    (folder / "result.json").write_text("{}")
+    with pytest.raises(UserError, match=r"schema version 1; run again with force=true"):
+        run(cfg)
+    (folder / "result.json").write_text('{"schema_version": 1}')
+    with pytest.raises(UserError, match="no adapter"):
+        run(compose(f"runs_dir={tmp_path}"))
+
+
+def test_a_polite_kill_is_recorded_and_the_lock_given_back(tmp_path):
+    arguments = [sys.executable, "-m", "lorsa.runner.cli", f"runs_dir={tmp_path}"]
+    process = subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    metrics = tmp_path / signature(compose()) / "metrics.jsonl"
+    while process.poll() is None and not metrics.exists():
+        time.sleep(0.05)
+    process.terminate()
+    assert process.wait() == 128 + signal.SIGTERM
+    assert json.loads((metrics.parent / "status.json").read_text())["state"] == "interrupted"
+
+
+def test_a_launcher_of_several_processes_is_refused(refused, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert "WORLD_SIZE=2" in refused()
 
 
 def test_best_epoch_needs_a_validation_set(refused):
@@ -167,7 +244,7 @@ def test_the_second_of_two_processes_with_one_run_says_who_has_it(tmp_path):
     cfg = compose(f"runs_dir={tmp_path}")
     holder = (
         "import sys; from lorsa.runner.rundir import RunDirectory\n"
-        "with RunDirectory(sys.argv[1], sys.argv[2]).held(restart=False):\n"
+        "with RunDirectory(sys.argv[1], sys.argv[2]).held():\n"
         "    print('held', flush=True); sys.stdin.read()"
     )
     process = subprocess.Popen(

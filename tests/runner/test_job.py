@@ -132,9 +132,22 @@ def test_the_recorded_adapter_gives_the_recorded_predictions(job, tmp_path):
         assert logits.tolist() == pytest.approx(recorded[row["idx"]], abs=1e-5)
 
 
-def test_a_second_tokens_count_excludes_padding(job):
-    result = job("debug=smoke")
-    assert result["throughput"]["tokens_per_s"] > 0
+def test_each_run_of_a_process_has_a_peak_of_its_own(job):
+    if not Path("/proc/self/clear_refs").exists():
+        pytest.skip("only Linux lets a process forget its peak")
+    ballast = bytearray(b"x" * (3 << 30))  # written to, so that it is resident
+    large = job("debug=smoke", "data.train_rows=40")["memory"]["peak_bytes"]
+    del ballast
+    small = job("debug=smoke", "data.train_rows=41")["memory"]["peak_bytes"]
+    assert small < large - (2 << 30)
+
+
+def test_speed_memory_and_time_are_recorded(job):
+    result = job("debug=smoke", "train.batch_size=20", "train.max_steps=-1", "train.epochs=1")
+    speed = result["throughput"]
+    # 32 rows in batches of 20: not 40.
+    assert speed["examples_per_s"] == pytest.approx(32 / result["timings"]["train"], rel=1e-6)
+    assert speed["tokens_per_s"] > speed["examples_per_s"]
     assert result["memory"]["adapter_bytes"] > 0
     assert result["timings"]["total"] >= result["timings"]["train"]
 

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from transformers import TrainerCallback
 
 from lorsa.runner.compose import compose
+from lorsa.runner.errors import DivergedError
 from lorsa.runner.job import adapt, load, make_trainer, prepare, run
 from lorsa.runner.rundir import RunDirectory
 from lorsa.runner.signature import signature
@@ -124,6 +125,37 @@ def test_a_run_that_is_cut_off_goes_on_to_the_same_bits(tmp_path, method):
     assert whole.state.best_global_step == resumed.state.best_global_step
 
 
+def test_a_run_killed_while_it_scores_an_epoch_scores_it_when_it_goes_on(tmp_path):
+    # Three updates an epoch and a checkpoint every three: the two must not meet, or the scoring would be skipped.
+    options = ["train.epochs=3", "train.checkpoint_every=3"]
+    whole = trainer_for(tmp_path / "whole", *options)
+    whole.fit()
+    cut = trainer_for(tmp_path / "cut", *options)
+    score, calls = cut.score, []
+
+    def cut_off(logits):
+        calls.append(None)
+        if len(calls) == 2:
+            raise RuntimeError("power cut")
+        return score(logits)
+
+    cut.score = cut_off
+    with pytest.raises(RuntimeError, match="power cut"):
+        cut.fit()
+    resumed = trainer_for(tmp_path / "cut", *options)
+    assert resumed.fit() == 3
+    assert whole.directory.metrics.read_text() == resumed.directory.metrics.read_text()
+    assert whole.state.best_global_step == resumed.state.best_global_step
+
+
+def test_outputs_that_are_not_finite_are_no_result(tmp_path):
+    trainer = trainer_for(tmp_path, "train.max_steps=1", "method=full")
+    with torch.no_grad():
+        trainer.model.score.weight.fill_(torch.nan)
+    with pytest.raises(DivergedError, match="outputs are not finite"):
+        trainer.logits(trainer.rows)
+
+
 def test_the_best_epoch_is_what_is_kept(tmp_path):
     trainer = trainer_for(tmp_path, "train.epochs=4", "train.lr=1e-2")
     scores = iter([0.2, 0.9, 0.5, 0.4])
@@ -182,7 +214,12 @@ def test_checkpointing_of_activations_does_not_change_the_training(tmp_path):
     losses = []
     for flag in ("false", "true"):
         trainer = trainer_for(tmp_path / flag, "train.epochs=2", f"train.gradient_checkpointing={flag}")
+        passes = []
+        layer = trainer.model.base_model.model.model.layers[1]
+        layer.mlp.register_forward_hook(lambda *args, passes=passes: passes.append(torch.is_grad_enabled()))
         trainer.fit()
+        recomputed = sum(passes) / trainer.state.global_step
+        assert recomputed > 1 if flag == "true" else recomputed == 1
         losses.append(trainer.directory.metrics.read_text())
     assert losses[0] == losses[1]
 
