@@ -3,7 +3,7 @@
 
     python scripts/make_tiny_llama.py --out runner/demo/tiny_llama
 
-Takes about ten minutes on one core. Seeds are fixed, so the same versions of torch and tokenizers on the same kind of
+Takes about half an hour on one core. Seeds are fixed, so the same versions of torch and tokenizers on the same kind of
 machine write the same files.
 """
 
@@ -171,8 +171,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     default_out = Path(__file__).resolve().parents[1] / "runner" / "demo" / "tiny_llama"
     parser.add_argument("--out", type=Path, default=default_out, help="folder to write (default: %(default)s)")
-    parser.add_argument("--steps", type=int, default=2200, help="optimizer steps (default: %(default)s)")
-    parser.add_argument("--batch-size", type=int, default=32, help="documents a step (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=5000, help="optimizer steps (default: %(default)s)")
+    parser.add_argument("--batch-size", type=int, default=64, help="documents a step (default: %(default)s)")
     parser.add_argument("--lr", type=float, default=0.02, help="peak learning rate of Muon (default: %(default)s)")
     parser.add_argument("--vocabulary", type=int, default=1024, help="tokens (default: %(default)s)")
     parser.add_argument(
