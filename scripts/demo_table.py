@@ -14,7 +14,7 @@ from lorsa.runner.rundir import RunDirectory
 from lorsa.runner.signature import signature
 
 TASKS = ("cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte", "wnli")
-# Of everything the same number of epochs. A model of a million parameters wants larger steps than the defaults, which are
+# The same epochs for all. A model of a million parameters wants other steps than the defaults, which are
 # for models of a hundred million and more, and the tasks that compare two sentences want every linear module.
 EPOCHS = "train.epochs=16"
 METHODS = {

@@ -2,7 +2,8 @@
 
     python scripts/results_table.py runs --model minilm
 
-Rows that differ in anything but the seed are never averaged together, and demo runs are shown only with --demo.
+Runs that differ in anything but the seed are never averaged together, demo runs are shown only with --demo, and debug
+runs not at all.
 """
 
 import argparse
@@ -12,14 +13,16 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
+from omegaconf import OmegaConf
+
+from lorsa.runner.signature import identity
+
 
 def setting(result: dict[str, Any]) -> str:
     """Return everything that makes a run what it is but its seed, as a key to group by."""
-    config = json.loads(json.dumps(result["config"]))
+    config = identity(OmegaConf.create(result["config"]))  # type: ignore[arg-type]
     config.pop("seed")
     config["method"]["config"].pop("seed", None)
-    for key in ("runs_dir", "force", "tracker"):
-        config.pop(key)
     return json.dumps([config, result["data_source"]], sort_keys=True)
 
 
@@ -34,6 +37,8 @@ def row(results: list[dict[str, Any]]) -> list[str]:
         first["model"],
         first["task"],
         first["method"],
+        first["protocol"],
+        f"{first['rows']['train']:,} x {train['epochs']:g}",
         f"{train['lr']:g}",
         f"{first['adapter_params']:,}",
         " / ".join(f"{value:.4f}" for value in values),
@@ -54,9 +59,22 @@ def main() -> None:
     for path in sorted(arguments.runs.glob("*/result.json")):
         result = json.loads(path.read_text())
         wanted = arguments.model in (None, result["model"]) and result["is_demo"] == arguments.demo
-        if wanted and result["primary_metric"]["test"] is not None:
+        whole = result["config"]["train"]["max_steps"] == -1 and result["config"]["train"]["overfit_rows"] is None
+        if wanted and whole and result["primary_metric"]["test"] is not None:
             groups[setting(result)].append(result)
-    header = ["model", "task", "method", "lr", "adapter parameters", "by seed", "mean", "std", "training, s"]
+    header = [
+        "model",
+        "task",
+        "method",
+        "protocol",
+        "rows x epochs",
+        "lr",
+        "adapter parameters",
+        "by seed",
+        "mean",
+        "std",
+        "training, s",
+    ]
     print("| " + " | ".join(header) + " |")
     print("|" + "---|" * len(header))
     for line in sorted(row(results) for results in groups.values()):
