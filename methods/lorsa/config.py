@@ -42,6 +42,8 @@ class LorsaConfig(PeftConfig):
         components: what was selected, {module name: indices}; filled in by the selection, or given to choose by hand.
         seed: of the random selection and of Q's initial directions.
         modules_to_save: modules trained and saved whole, besides the adapter (the classification head).
+        layers_to_transform: indices of the layers to adapt, all by default; as in LoRA.
+        layers_pattern: name of the list that these indices count in, where PEFT cannot tell.
         factors: `"compute"` takes the SVD of the base weights when the adapter is created; `"saved"`, written with a
             saved adapter, leaves U_S, s_S and V_S to be read from it.
     """
