@@ -90,7 +90,7 @@ def _read_demo(task: TaskConfig, data: DataConfig) -> _Tables:
 
     from lorsa.runner.demo.data import DEMO_TASKS, DEMO_VERSION, demo_rows
 
-    if data.version != DEMO_VERSION:
+    if data.version not in (None, DEMO_VERSION):
         raise UserError(f"data.version={data.version}: this release generates version {DEMO_VERSION} of the demo data.")
     for name in (task.name, task.train_from):
         if name not in DEMO_TASKS:

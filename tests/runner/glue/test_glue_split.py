@@ -63,3 +63,9 @@ def test_parts_never_overlap_and_lose_no_row(count, fraction, most, seed):
 def test_refuses_what_does_not_fit(count, settings, message):
     with pytest.raises(UserError, match=message):
         cut(rows(count), config(**settings))
+
+
+def test_without_holding_out_every_row_trains():
+    train, dev = cut(rows(200), config(), hold_out=False)
+    assert dev is None
+    assert sorted(numbers(train)) == list(range(200))
