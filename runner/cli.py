@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import signal
 import sys
@@ -9,6 +10,7 @@ from types import FrameType
 from typing import Any, NoReturn
 
 import hydra
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException
 from omegaconf import DictConfig
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
@@ -25,7 +27,7 @@ EXIT_INTERRUPTED = 130
 def main() -> None:
     """Run the command line `lorsa-run [overrides]`; exits 0 if every run is done, 2 on bad input."""
     if {"-h", "--help"} & set(sys.argv[1:]):
-        print(help_text(CONFIG_DIR))
+        print(help_text([CONFIG_DIR, *_extra_config_dirs(sys.argv[1:])]))
         return
     register_resolvers()
     # Hydra would print its own errors and exit; with this set it raises them, and we put them into words.
@@ -54,12 +56,28 @@ def _hydra_main(refused: list[str]) -> None:
         from lorsa.runner.job import run
 
         try:
+            _check_names(cfg)
             return run(typed(cfg))
         except (UserError, OmegaConfBaseException) as error:
             refused.append(_refuse(error))
             return None
 
     run_one()
+
+
+def _extra_config_dirs(arguments: list[str]) -> list[str]:
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument("--config-dir", "-cd", action="append", default=[])
+    return list(parser.parse_known_args(arguments)[0].config_dir)
+
+
+def _check_names(cfg: DictConfig) -> None:
+    """Refuse a copied YAML that still calls itself by the original's name: its results would be taken for those."""
+    choices = HydraConfig.get().runtime.choices
+    for group in ("model", "method", "task"):
+        name, choice = cfg[group].name, choices[group]
+        if name != choice:
+            raise UserError(f"{group}={choice}: the file says name: {name}; give it its own, name: {choice}.")
 
 
 def _refuse(error: Exception) -> str:

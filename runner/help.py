@@ -5,6 +5,7 @@ Hydra's own help composes the config and lists every group a few times over; thi
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 _TEXT = """\
@@ -30,10 +31,10 @@ Exit codes: 0 done; 1 a defect of the program; 2 refused (bad input, a loss that
 process holds), with one sentence; 130 or 143 interrupted."""
 
 
-def help_text(config_dir: str) -> str:
-    """Return the help, with the choices of every group in `config_dir`."""
-    groups = sorted(path for path in Path(config_dir).iterdir() if any(path.glob("*.yaml")))
-    lines = [
-        f"  {group.name + '=':12}{', '.join(sorted(file.stem for file in group.glob('*.yaml')))}" for group in groups
-    ]
+def help_text(config_dirs: Sequence[str]) -> str:
+    """Return the help, with the choices of every group in these folders."""
+    groups: dict[str, set[str]] = {}
+    for file in (file for folder in config_dirs for file in Path(folder).glob("*/*.yaml")):
+        groups.setdefault(file.parent.name, set()).add(file.stem)
+    lines = [f"  {group + '=':12}{', '.join(sorted(names))}" for group, names in sorted(groups.items())]
     return _TEXT.format(choices="\n".join(lines))

@@ -125,6 +125,19 @@ def test_one_bad_run_does_not_end_a_sweep(command, tmp_path):
     assert len(list((tmp_path / "runs").glob("*/result.json"))) == 2
 
 
+def test_a_copied_yaml_needs_a_name_of_its_own(command, tmp_path):
+    folder = tmp_path / "mine" / "method"
+    folder.mkdir(parents=True)
+    original = (Path(cli.CONFIG_DIR) / "method" / "lora.yaml").read_text()
+    (folder / "mylora.yaml").write_text(original)
+    done = command("--config-dir", "mine", "method=mylora", "debug=smoke")
+    assert done.returncode == cli.EXIT_BAD_INPUT
+    assert "give it its own, name: mylora" in done.stderr
+    (folder / "mylora.yaml").write_text(original.replace("name: lora", "name: mylora"))
+    assert command("--config-dir", "mine", "method=mylora", "debug=smoke", "data.train_rows=40").returncode == 0
+    assert "mylora" in command("--config-dir", "mine", "--help").stdout
+
+
 def test_a_forced_run_that_is_refused_leaves_the_result_it_found(tmp_path, monkeypatch):
     def overrides(*more):
         return compose(f"runs_dir={tmp_path}", "debug=smoke", "data.train_rows=40", *more)
