@@ -15,7 +15,7 @@ from lorsa.methods.errors import MethodError
 from lorsa.methods.lorsa.config import CALIBRATED, LorsaConfig
 from lorsa.methods.lorsa.selection import select_components
 from lorsa.methods.selected import SelectedConfig, save_selected, select_parameters
-from lorsa.methods.targets import target_modules
+from lorsa.methods.targets import in_head, target_modules
 
 MethodConfig = PeftConfig | SelectedConfig
 
@@ -48,8 +48,37 @@ class Report:
 
 
 def needs_calibration(config: MethodConfig) -> bool:
-    """Whether `apply` wants calibration batches for this config."""
+    """Whether `select` wants calibration batches for this config."""
     return isinstance(config, LorsaConfig) and config.components is None and config.selection in CALIBRATED
+
+
+def select(
+    model: nn.Module,
+    config: LorsaConfig,
+    head: list[str],
+    calibration: Iterable[Mapping[str, Tensor]] | None = None,
+) -> None:
+    """Choose LoRSA's components, in `config`, unless it names them; `apply` does it where it is not done.
+
+    Args:
+        model: the pretrained model; left as it was.
+        config: what to choose for.
+        head: names of the modules that make up the head.
+        calibration: batches with labels, where `needs_calibration(config)`.
+
+    Raises:
+        MethodError: the config does not fit the model.
+    """
+    _name_head(config, head)
+    if config.components is None:
+        select_components(model, config, calibration)
+
+
+def _name_head(config: PeftConfig, head: list[str]) -> None:
+    # First of all: they keep the head out of `target_modules="all-linear"`.
+    config.task_type = TaskType.SEQ_CLS
+    asked = list(getattr(config, "modules_to_save", None) or ())
+    config.modules_to_save = [*head, *(name for name in asked if name not in head)]  # type: ignore[attr-defined]
 
 
 def apply(
@@ -78,17 +107,14 @@ def apply(
     if isinstance(config, SelectedConfig):
         model = select_parameters(model, config, head)
     else:
-        # First of all: they keep the head out of `target_modules="all-linear"`.
-        config.task_type = TaskType.SEQ_CLS
-        asked = list(getattr(config, "modules_to_save", None) or ())
-        config.modules_to_save = [*head, *(name for name in asked if name not in head)]  # type: ignore[attr-defined]
+        _name_head(config, head)
         if config.is_prompt_learning:
             raise MethodError(f"{type(config).__name__} adds tokens to the text, after which a model pools elsewhere.")
         if getattr(config, "target_modules", None) is not None:
             targets = target_modules(model, config)
             _check_block_size(config, targets)
-        if isinstance(config, LorsaConfig) and needs_calibration(config):
-            select_components(model, config, calibration)
+        if isinstance(config, LorsaConfig):
+            select(model, config, head, calibration)
         if isinstance(config, AdaLoraConfig):
             set_schedule(config, total_steps)
         try:
@@ -111,12 +137,6 @@ def _check_block_size(config: PeftConfig, targets: Mapping[str, nn.Module]) -> N
         width = getattr(module, "in_features", None)
         if size and width and width % size:
             raise MethodError(f"oft_block_size={size} does not divide the width {width} of {name}.")
-
-
-def in_head(name: str, head: list[str]) -> bool:
-    """Whether the parameter `name`, of the model before or after adaptation, belongs to one of the head's modules."""
-    path = f".{name}"
-    return any(f".{module}." in path for module in head)
 
 
 def save(model: nn.Module, config: MethodConfig, folder: Path) -> None:

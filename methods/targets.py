@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 from peft import PeftConfig
 from peft.tuners.tuners_utils import BaseTunerLayer, _maybe_include_all_linear_layers, check_target_module_exists
@@ -43,3 +44,9 @@ def target_modules(model: nn.Module, config: PeftConfig) -> dict[str, nn.Module]
             f"target_modules={asked} matches no module; linear modules are named {', '.join(sorted(linear))}."
         )
     return found
+
+
+def in_head(name: str, head: Sequence[str]) -> bool:
+    """Whether the parameter `name`, of the model before or after adaptation, belongs to one of the head's modules."""
+    path = f".{name}"
+    return any(f".{module}." in path for module in head)

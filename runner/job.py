@@ -95,8 +95,7 @@ def _train_and_record(cfg: JobConfig, directory: RunDirectory) -> dict[str, Any]
         device, method = prepare(cfg)
         with clock.part("load"):
             data, base, rows = load(cfg)
-        with clock.part("adapt"):
-            model, report = adapt(cfg, method, base, rows["train"], device)
+        model, report = adapt(cfg, method, base, rows["train"], device, clock)
         trainer = make_trainer(cfg, base, model, rows, directory)
         directory.start(restart=cfg.force)
         directory.write("config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
@@ -166,18 +165,30 @@ def load(cfg: JobConfig) -> tuple[TaskData, BaseModel, dict[str, EncodedRows]]:
 
 
 def adapt(
-    cfg: JobConfig, method: MethodConfig, base: BaseModel, train: EncodedRows, device: torch.device
+    cfg: JobConfig, method: MethodConfig, base: BaseModel, train: EncodedRows, device: torch.device, clock: Clock
 ) -> tuple[torch.nn.Module, Report]:
     """Apply the method; what it draws at random depends on the seed alone."""
     from transformers import set_seed
 
-    from lorsa.methods.apply import apply, needs_calibration
+    from lorsa.methods import LorsaConfig
+    from lorsa.methods.apply import apply, needs_calibration, select
+    from lorsa.runner.bases import fill_cache
     from lorsa.runner.training import total_updates
 
     set_seed(cfg.seed)
     base.model.to(device)  # type: ignore[arg-type]  # transformers' wrapper of `to` hides its signature
-    calibration = calibration_batches(cfg, base, train) if needs_calibration(method) else None
-    model, report = apply(base.model, method, base.head, calibration, total_updates(cfg, len(train)))
+    if isinstance(method, LorsaConfig):
+        with clock.part("basis"):
+            fill_cache(base.model, method)
+        with clock.part("select"):
+            select(
+                base.model,
+                method,
+                base.head,
+                calibration_batches(cfg, base, train) if needs_calibration(method) else None,
+            )
+    with clock.part("adapt"):
+        model, report = apply(base.model, method, base.head, total_steps=total_updates(cfg, len(train)))
     say(
         f"Trains {report.adapter_params:,} adapter and {report.head_params:,} head parameters "
         f"of {report.total_params:,}."
@@ -194,8 +205,10 @@ def calibration_batches(cfg: JobConfig, base: BaseModel, train: EncodedRows) -> 
         raise UserError(f"method={cfg.method.name} selects components by gradients; give method.calibration_rows=64.")
     collate = DataCollatorWithPadding(base.tokenizer)
     count = min(cfg.method.calibration_rows, len(train))
-    for row in np.random.default_rng(cfg.seed).permutation(len(train))[:count]:
-        yield dict(collate([train.dataset[int(row)]]))
+    drawn = np.random.default_rng(cfg.seed).permutation(len(train))[:count].tolist()
+    drawn.sort(key=lambda row: len(train.dataset[row]["input_ids"]))  # so that little of a batch is padding
+    for start in range(0, count, cfg.train.batch_size):
+        yield dict(collate([train.dataset[row] for row in drawn[start : start + cfg.train.batch_size]]))
 
 
 # --- Train ----------------------------------------------------------------------------------------------------------

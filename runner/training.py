@@ -24,7 +24,7 @@ from transformers import (
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from lorsa.methods.adalora import load_training_state, training_state
-from lorsa.methods.apply import in_head
+from lorsa.methods.targets import in_head
 from lorsa.runner.batches import EncodedRows, LengthBucketSampler
 from lorsa.runner.callbacks import MethodHook, QuietProgress, Recorder, profiler_callback
 from lorsa.runner.errors import DivergedError, UserError

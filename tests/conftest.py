@@ -1,9 +1,12 @@
 """What all tests share: no network, one thread per process, and ways to run a job."""
 
+import atexit
 import json
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,8 +16,11 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_DATASETS_OFFLINE"] = "1"
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+# Bases are shared by the tests of one run, and by no other.
+os.environ["LORSA_CACHE"] = tempfile.mkdtemp(prefix="lorsa-cache-")
+atexit.register(shutil.rmtree, os.environ["LORSA_CACHE"], ignore_errors=True)
 
-import pytest
+import pytest  # noqa: E402
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 

@@ -10,6 +10,7 @@ from peft.config import PeftConfig
 from lorsa.methods.errors import MethodError
 
 PEFT_TYPE = "LORSA"
+PREFIX = "lorsa_"  # of the names of all that an adapter adds
 SELECTIONS = ("sensitivity", "fisher", "principal", "minor", "random")
 CALIBRATED = ("sensitivity", "fisher")
 
@@ -27,13 +28,17 @@ class LorsaConfig(PeftConfig):
     - `space="ambient", rotate="all"`: every singular vector turns and the selected values change,
       W' = R_out (W + U_S diag(d) V_S^T) R_in^T. 2 r (m + n) + k parameters, and the cheapest in time.
 
-    Each R = cayley(P Q^T - Q P^T) with P, Q of rank r.
+    Each R = cayley(P Q^T - Q P^T) with P, Q of rank r. With r = 0 nothing turns and only the singular values train.
 
     Args:
         target_modules: names (list) or regex (string) of the linear modules to adapt, or `"all-linear"`; as in LoRA.
         exclude_modules: names or regex of modules to leave alone.
         k: components selected per module, 1 <= k <= min(m, n). With `allocation="global"`, the mean over modules.
-        r: rank of P and Q, 1 <= r <= half the dimension that is rotated.
+        r: rank of P and Q, 1 <= r <= half the dimension that is rotated; with `space="subspace"` also 0.
+        budget: the most parameters that the adapter may have, in percent of the model's, 0 < budget <= 100; a
+            classification head that is trained besides is not counted. It wins over k and r: when the adapter is made
+            they are replaced by the largest that fit, see `fit_budget`; r = 0 stays 0, and in ambient form k is only
+            ever lowered. U_S and V_S, k (m + n) numbers per module, are stored with the adapter and not counted.
         space: `"subspace"` or `"ambient"`.
         rotate: `"selected"` or `"all"`; `"all"` needs `space="ambient"`.
         selection: the rule that ranks components. `"sensitivity"` and `"fisher"` need gradients, see
@@ -52,6 +57,7 @@ class LorsaConfig(PeftConfig):
     exclude_modules: list[str] | str | None = field(default=None)
     k: int = field(default=64)
     r: int = field(default=1)
+    budget: float | None = field(default=None)
     space: str = field(default="ambient")
     rotate: str = field(default="all")
     selection: str = field(default="principal")
@@ -77,12 +83,16 @@ class LorsaConfig(PeftConfig):
         ):
             if getattr(self, name) not in allowed:
                 raise MethodError(f"LoRSA: {name}={getattr(self, name)!r} is not one of {', '.join(allowed)}.")
-        for name in ("k", "r"):
+        for name, least in (("k", 1), ("r", 0)):
             value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
-                raise MethodError(f"LoRSA: {name}={value!r} must be an integer of at least 1.")
-        if self.space == "subspace" and self.k == 1:
-            raise MethodError("LoRSA: space=subspace with k=1 has nothing to rotate; it takes k of at least 2.")
+            if not isinstance(value, int) or value < least:
+                raise MethodError(f"LoRSA: {name}={value!r} must be an integer of at least {least}.")
+        if self.budget is not None and not (isinstance(self.budget, (int, float)) and 0 < self.budget <= 100):
+            raise MethodError(f"LoRSA: budget={self.budget!r} must be a percentage above 0 and up to 100, or null.")
+        if self.space == "ambient" and self.r == 0:
+            raise MethodError("LoRSA: r=0 trains singular values alone, which needs space=subspace.")
+        if self.space == "subspace" and self.k == 1 and self.r > 0:
+            raise MethodError("LoRSA: space=subspace with k=1 has nothing to rotate; it takes k of at least 2, or r=0.")
         if self.space == "subspace" and self.r > self.k // 2:
             raise MethodError(
                 f"LoRSA: r={self.r} is more than half of k={self.k}; a rotation of a {self.k}-dimensional subspace "

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from lorsa.kernels import spectral_linear, subspace_difference, thin_rotation_difference
 from lorsa.methods.errors import MethodError
-from lorsa.methods.lorsa.basis import Basis, singular_basis
+from lorsa.methods.lorsa.basis import Basis
+from lorsa.methods.lorsa.cache import BasisCache, default_folder
 from lorsa.methods.lorsa.config import LorsaConfig
 
 
@@ -25,23 +26,21 @@ class LorsaLinear(nn.Module, BaseTunerLayer):
       `lorsa_P_in` and `lorsa_Q_in` (q, r);
     - fixed, saved with the adapter: `lorsa_U` (m, k) and `lorsa_V` (n, k) in the dtype of W, `lorsa_s` (k,).
 
-    d = 0 and P = 0 make the adapter the exact identity at step 0; Q is orthonormal, so that P has a gradient.
+    d = 0 and P = 0 make the adapter the exact identity at step 0; Q is orthonormal, so that P has a gradient. Where
+    nothing turns (r = 0, or a single component in subspace form) P and Q have no columns, hence no parameters.
 
     Args:
         base_layer: the layer to adapt.
         adapter_name: name of the first adapter.
         config: its configuration.
         name: name of the layer in the model, for errors and for seeding Q.
-        factors: the selected components, when the selection has them at hand already.
     """
 
     base_layer: nn.Linear
     adapter_layer_names = ("lorsa_d", "lorsa_P_out", "lorsa_Q_out", "lorsa_P_in", "lorsa_Q_in")
     other_param_names = ("lorsa_U", "lorsa_s", "lorsa_V")
 
-    def __init__(
-        self, base_layer: nn.Linear, adapter_name: str, config: LorsaConfig, name: str, factors: Basis | None
-    ) -> None:
+    def __init__(self, base_layer: nn.Linear, adapter_name: str, config: LorsaConfig, name: str) -> None:
         super().__init__()
         self.base_layer = base_layer
         self.in_features, self.out_features = base_layer.in_features, base_layer.out_features
@@ -59,9 +58,9 @@ class LorsaLinear(nn.Module, BaseTunerLayer):
         self._pristine_weight: Tensor | None = None
         self._disable_adapters = False
         self._active_adapter = adapter_name
-        self.update_layer(adapter_name, config, name, factors)
+        self.update_layer(adapter_name, config, name)
 
-    def update_layer(self, adapter_name: str, config: LorsaConfig, name: str, factors: Basis | None) -> None:
+    def update_layer(self, adapter_name: str, config: LorsaConfig, name: str) -> None:
         """Add an adapter, the identity until it is trained or loaded.
 
         Raises:
@@ -89,11 +88,11 @@ class LorsaLinear(nn.Module, BaseTunerLayer):
                 f"r goes from 1 to {min(m, n) // 2} there."
             )
 
-        if config.factors == "saved":
+        if config.factors == "saved" or weight.is_meta:  # a weight without values has no factors either
             # Not zeros: an adapter whose factors were never loaded must not pass for one that does nothing.
             factors = Basis(*(weight.new_full(shape, torch.nan) for shape in ((m, k), (k,), (n, k))))
-        elif factors is None:
-            factors = singular_basis(weight, name).select(indices)
+        else:
+            factors = BasisCache(default_folder()).basis(weight, name).select(indices)
         dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
         device = weight.device
         self.lorsa_U[adapter_name] = factors.U.to(device, weight.dtype)

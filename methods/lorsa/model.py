@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from typing import Any, cast
 
 from peft import PeftConfig, PeftType
@@ -12,9 +13,10 @@ from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 
 from lorsa.methods.errors import MethodError
-from lorsa.methods.lorsa.config import CALIBRATED, PEFT_TYPE, LorsaConfig
+from lorsa.methods.lorsa.budget import resolve_budget
+from lorsa.methods.lorsa.config import CALIBRATED, PEFT_TYPE, PREFIX, LorsaConfig
 from lorsa.methods.lorsa.layer import LorsaLinear
-from lorsa.methods.lorsa.selection import select_components, taken_factors, target_layers
+from lorsa.methods.lorsa.selection import select_components, target_layers
 
 
 class LorsaModel(BaseTuner):
@@ -30,7 +32,7 @@ class LorsaModel(BaseTuner):
             `select_components` was not called.
     """
 
-    prefix = "lorsa_"
+    prefix = PREFIX
     tuner_layer_cls = LorsaLinear
     target_module_mapping = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING  # type: ignore[assignment]
 
@@ -39,6 +41,7 @@ class LorsaModel(BaseTuner):
         # Of PEFT's hooks before the injection this is the one that runs for every adapter, not the first alone.
         if any(isinstance(module, LorsaLinear) and module.merged for module in model.modules()):
             raise MethodError("LoRSA: unmerge the adapters before adding one; its basis is that of the base weights.")
+        resolve_budget(model, config)
         if config.components is None:
             if config.selection in CALIBRATED:
                 raise MethodError(
@@ -70,11 +73,10 @@ class LorsaModel(BaseTuner):
             )
         if not components[current_key] and config.rotate == "selected":
             return  # a global allocation gave this module nothing to train
-        factors = taken_factors(config, current_key)
         if isinstance(target, LorsaLinear):
-            target.update_layer(adapter_name, config, current_key, factors)
+            target.update_layer(adapter_name, config, current_key)
             return
-        layer = LorsaLinear(cast(nn.Linear, target), adapter_name, config, current_key, factors)
+        layer = LorsaLinear(cast(nn.Linear, target), adapter_name, config, current_key)
         if adapter_name not in self.active_adapters:
             layer.requires_grad_(False)
         self._replace_module(parent, target_name, layer, target)
@@ -85,6 +87,26 @@ class LorsaModel(BaseTuner):
             setattr(parent, child_name, new_module)
         else:
             super()._replace_module(parent, child_name, new_module, child)
+
+    def _check_merge_allowed(self) -> None:
+        """Refuse to merge into a tied weight: PEFT warns of one by the module's name, and merges.
+
+        Raises:
+            MethodError: another module has the same weight, and would change with it.
+        """
+        owners = defaultdict(list)
+        for name, module in self.model.named_modules():
+            for parameter in module.parameters(recurse=False):
+                owners[parameter].append(name.removesuffix(".base_layer"))
+        for module in self.model.modules():
+            if isinstance(module, LorsaLinear):
+                first, *others = owners[cast(nn.Linear, module.get_base_layer()).weight]
+                if others:
+                    raise MethodError(
+                        f"LoRSA: {first} and {', '.join(others)} share one weight, and merging would change both; "
+                        "load the model untied, or leave the adapter unmerged."
+                    )
+        super()._check_merge_allowed()  # type: ignore[no-untyped-call]
 
     def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
         """Leave dtypes alone: what trains is float32 from the start, and U_S, V_S keep the dtype of the weight."""

@@ -17,12 +17,20 @@ from torch import nn
 from lorsa import methods
 from lorsa.methods import MethodError, SelectedConfig, apply, save
 from lorsa.methods.adalora import after_update, load_training_state, training_state
-from lorsa.methods.apply import config_fields, in_head, needs_calibration
+from lorsa.methods.apply import config_fields, needs_calibration
+from lorsa.methods.targets import in_head
 
 CONF = Path(__file__).resolve().parents[2] / "conf" / "method"
-WIDE = {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4, "num_key_value_heads": 4, "head_dim": 16}
+WIDE = {
+    "hidden_size": 128,
+    "intermediate_size": 256,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 4,
+    "head_dim": 32,
+}
 MODULES = {
     "attention": ["q_proj", "k_proj", "v_proj", "o_proj"],
+    "all": ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
     "ia3": ["k_proj", "v_proj", "down_proj"],
     "ia3_feedforward": ["down_proj"],
 }
@@ -58,7 +66,7 @@ def test_every_method_trains_what_its_report_says(name: str, tmp_path: Path):
     model, report, config = applied(name)
     trained = {key: of.numel() for key, of in model.named_parameters() if of.requires_grad}
     head = sum(count for key, count in trained.items() if ".score." in f".{key}")
-    assert report.head_params == head == 3 * 64
+    assert report.head_params == head == 3 * 128
     assert report.adapter_params == sum(trained.values()) - head
     assert (report.adapter_params == 0) == (name == "head")
     assert report.total_params == sum(of.numel() for of in wide_llama().parameters())

@@ -83,15 +83,14 @@ LOADER = """
 import sys
 sys.path.insert(0, {helpers!r})
 import torch
-import lorsa.methods.lorsa.layer as layer
-import lorsa.methods.lorsa.selection as selection
+from lorsa.methods.lorsa import BasisCache
 from peft import PeftModel, get_peft_model
 from tiny_models import batch, build, logits
 
 def fail(*_):
     raise AssertionError("loading took an SVD")
 
-layer.singular_basis = selection.singular_basis = fail
+BasisCache.basis = fail
 torch.set_num_threads(1)
 results = {{}}
 for architecture, form in {cases!r}:
@@ -138,7 +137,7 @@ def test_loading_with_low_memory_or_under_another_name_gives_the_same_bits(
     def fail(*_: object) -> None:
         raise AssertionError("loading took an SVD")
 
-    monkeypatch.setattr("lorsa.methods.lorsa.layer.singular_basis", fail)
+    monkeypatch.setattr("lorsa.methods.lorsa.cache.BasisCache.basis", fail)
     for low_cpu_mem_usage in (False, True):
         loaded = PeftModel.from_pretrained(build(architecture), tmp_path, low_cpu_mem_usage=low_cpu_mem_usage).eval()
         assert torch.equal(logits(loaded), expected)

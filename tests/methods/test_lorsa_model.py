@@ -6,11 +6,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from peft import PeftModel, get_peft_model
 from tiny_models import ARCHITECTURES, FORMS, adapt, batch, build, dense_weight, layers, logits, perturb
-from torch import nn
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM
+
+from lorsa.methods import LorsaConfig, MethodError
 
 every_form = pytest.mark.parametrize("form", FORMS)
 every_architecture = pytest.mark.parametrize("architecture", ARCHITECTURES)
+VALUES = {"r": 0, "k": 4}  # of the subspace form
 
 
 @every_form
@@ -169,3 +174,131 @@ def test_wide_and_tall_layers_without_bias_take_every_form():
         shapes = {tuple(layer.base_layer.weight.shape) for layer in layers(model).values()}
         assert shapes == {(12, 20), (20, 12)}
         assert torch.equal(logits(model, batch(2, seed=3)), logits(build("llama"), batch(2, seed=3)))
+
+
+@every_architecture
+def test_singular_values_alone_are_a_diagonal_in_the_base(architecture: str):
+    expected = logits(build(architecture))
+    model = adapt(build(architecture), architecture, "subspace", **VALUES)
+    assert torch.equal(logits(model), expected)
+    trained = {name: of for name, of in model.named_parameters() if of.requires_grad and "lorsa_" in name}
+    assert sum(of.numel() for of in trained.values()) == 4 * len(layers(model))
+    assert {name.split(".lorsa_")[1] for name, of in trained.items() if of.numel()} == {"d.default"}
+    perturb(model)
+    reference = build(architecture).double()
+    for name, layer in layers(model).items():
+        W = layer.base_layer.weight.detach().double()
+        U, s, Vt = torch.linalg.svd(W, full_matrices=False)
+        s[:4] += layer.lorsa_d["default"].detach()
+        weight = U @ torch.diag(s) @ Vt
+        torch.testing.assert_close(W + layer.get_delta_weight("default"), weight, rtol=1e-5, atol=1e-5)
+        reference.get_submodule(name.removeprefix("base_model.model.")).weight.data = weight
+    moved = logits(model)
+    assert (moved - expected).abs().max() > 0.01
+    torch.testing.assert_close(moved, logits(reference).float(), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(logits(model.merge_and_unload()), moved, rtol=1e-5, atol=1e-5)
+
+
+def test_singular_values_alone_train_save_and_load(tmp_path: Path):
+    model = adapt(build("bert"), "bert", "subspace", "sensitivity", **VALUES).train()
+    losses = train(model)
+    assert losses[-1] < 0.98 * losses[0]
+    model.eval().save_pretrained(str(tmp_path))
+    loaded = PeftModel.from_pretrained(build("bert"), str(tmp_path)).eval()
+    assert loaded.peft_config["default"].r == 0
+    assert torch.equal(logits(loaded), logits(model))
+
+
+def train(model: nn.Module, updates: int = 20) -> list[float]:
+    """Losses under AdamW on one batch; the head stays, so what is learned the adapter has learned."""
+    trained = [of for name, of in model.named_parameters() if "lorsa_" in name and of.requires_grad]
+    optimizer, losses = torch.optim.AdamW(trained, lr=1e-2), []
+    for _ in range(updates):
+        loss = model(**batch(8)).loss
+        optimizer.zero_grad()
+        loss.backward()
+        assert all(of.grad is not None and torch.isfinite(of.grad).all() for of in trained)
+        torch.nn.utils.clip_grad_norm_(trained, 1.0)
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
+
+
+def with_spectrum(weight: Tensor, spectrum: str) -> Tensor:
+    """A matrix with the singular vectors of another, and values that make its decomposition ambiguous."""
+    U, s, Vt = torch.linalg.svd(weight.double(), full_matrices=False)
+    if spectrum == "rank 2":
+        s[2:] = 0
+    elif spectrum == "zero":
+        s[:] = 0
+    else:  # one value, all the others another
+        s[1:] = s[0] / 2
+    return (U * s @ Vt).to(weight.dtype)
+
+
+@pytest.mark.parametrize("form", [*FORMS, "values"])
+@pytest.mark.parametrize("selection", ["principal", "minor"])
+@pytest.mark.parametrize("spectrum", ["rank 2", "zero", "repeated"])
+def test_ambiguous_decompositions_adapt_and_train(spectrum: str, selection: str, form: str):
+    base = build("bert")
+    for layer in base.bert.encoder.layer:
+        for linear in (layer.attention.self.query, layer.attention.self.value):
+            linear.weight.data = with_spectrum(linear.weight.data, spectrum)
+    expected = logits(base)
+    changes = VALUES if form == "values" else {}
+    model = adapt(base, "bert", "subspace" if form == "values" else form, selection, **changes)
+    assert torch.equal(logits(model), expected)
+    losses = train(model)
+    assert losses[-1] < losses[0]
+    moved = logits(model)
+    torch.testing.assert_close(logits(model.merge_and_unload(safe_merge=True)), moved, rtol=1e-4, atol=1e-5)
+
+
+@every_form
+@pytest.mark.parametrize("broken", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_refused_by_the_modules_name(form: str, broken: float):
+    base = build("bert")
+    base.bert.encoder.layer[1].attention.self.key.weight.data[0, 3] = broken
+    with pytest.raises(MethodError, match=r"bert\.encoder\.layer\.1\.attention\.self\.key has NaN or infinite entries"):
+        adapt(base, "bert", form)
+
+
+def language_model(tied: bool) -> nn.Module:
+    config = {**ARCHITECTURES["llama"].config.to_dict(), "tie_word_embeddings": tied}
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(type(ARCHITECTURES["llama"].config)(**config)).eval()
+    assert (model.lm_head.weight is model.model.embed_tokens.weight) == tied
+    return model
+
+
+@every_form
+def test_a_tied_weight_is_adapted_alone_and_not_merged(form: str):
+    rows = {"input_ids": batch()["input_ids"]}
+    config = LorsaConfig(target_modules=["lm_head", "q_proj"], **FORMS[form])
+    with pytest.warns(UserWarning, match="a tied layer is part of the adapter"):
+        model = get_peft_model(language_model(tied=True), config)
+    embedding = model.get_input_embeddings().weight.detach().clone()
+    before = logits(model.eval(), rows)
+    assert torch.equal(before, logits(language_model(tied=True), rows))
+    perturb(model)
+    moved = logits(model, rows)
+    assert (moved - before).abs().max() > 0.01
+    sentence = (
+        r"^LoRSA: model\.embed_tokens and lm_head share one weight, and merging would change both; load the model "
+        r"untied, or leave the adapter unmerged\.$"
+    )
+    for merge in (model.merge_adapter, model.merge_and_unload):
+        with pytest.raises(MethodError, match=sentence):
+            merge()
+    assert torch.equal(model.get_input_embeddings().weight, embedding)
+    assert torch.equal(logits(model, rows), moved)
+    assert torch.equal(logits(model.unload(), rows), before)
+
+
+@pytest.mark.parametrize(("tied", "targets"), [(False, ["lm_head", "q_proj"]), (True, ["q_proj"])])
+def test_an_adapter_that_touches_no_tied_weight_is_merged(tied: bool, targets: list[str]):
+    rows = {"input_ids": batch()["input_ids"]}
+    model = get_peft_model(language_model(tied), LorsaConfig(target_modules=targets, k=4)).eval()
+    perturb(model)
+    moved = logits(model, rows)
+    torch.testing.assert_close(logits(model.merge_and_unload(), rows), moved, rtol=1e-5, atol=1e-5)

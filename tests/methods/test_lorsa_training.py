@@ -87,7 +87,7 @@ def test_gradients_at_step_0_are_alive_where_they_should_be(architecture: str, f
 def test_a_layers_gradients_agree_with_finite_differences(form: str, bias: bool):
     torch.manual_seed(0)
     config = LorsaConfig(components={"layer": [0, 2, 3, 4]}, **FORMS[form])
-    layer = LorsaLinear(nn.Linear(6, 5, bias=bias, dtype=torch.float64), "default", config, "layer", None)
+    layer = LorsaLinear(nn.Linear(6, 5, bias=bias, dtype=torch.float64), "default", config, "layer")
     perturb(nn.ModuleList([layer]))
     x = torch.randn(2, 3, 6, dtype=torch.float64, requires_grad=True)
     parts = [f"{part}.default" for part in layer.adapter_layer_names]

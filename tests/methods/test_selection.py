@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
 import pytest
 import torch
 from peft import get_peft_model
 from tiny_models import ARCHITECTURES, adapt, batch, build, layers, logits
-from torch import nn
+from torch import Tensor, nn
 
 from lorsa.methods import LorsaConfig, MethodError, apply, select_components
-from lorsa.methods.lorsa import singular_basis
-from lorsa.methods.lorsa.selection import component_scores, target_layers
+from lorsa.methods.lorsa import Basis, singular_basis, target_layers
+from lorsa.methods.lorsa.head import fitted_head
+from lorsa.methods.lorsa.selection import Bases
+from lorsa.methods.lorsa.sensitivity import frozen_evaluation, mean_gradients, squared_gradients
 
 TARGETS = ["query", "key", "value", "attention.output.dense"]
 
@@ -39,13 +45,17 @@ def test_random_depends_on_the_seed_and_the_module_alone():
     assert fewer == {name: indices for name, indices in first.items() if name in fewer}
 
 
-@pytest.mark.parametrize("selection", ["sensitivity", "fisher"])
 @pytest.mark.parametrize("allocation", ["layer", "global"])
-def test_gradient_rules_take_the_highest_scores(selection: str, allocation: str):
-    components, model, config = choose(selection, allocation=allocation, rotate="selected")
+@pytest.mark.parametrize(("selection", "form"), [("sensitivity", "all"), ("fisher", "all"), ("fisher", "selected")])
+def test_gradient_rules_take_the_highest_scores(selection: str, form: str, allocation: str):
+    components, model, config = choose(selection, allocation=allocation, rotate=form)
     found = target_layers(model, config)
-    bases = {name: singular_basis(layer.weight) for name, layer in found.items()}
-    scores = component_scores(model, found, bases, config, [batch(2)])
+    with frozen_evaluation(model):
+        if selection == "fisher":
+            scores = squared_gradients(model, found, Bases(found), [batch(2)])
+        else:
+            gradients = mean_gradients(model, found, Bases(found), [batch(2)], diagonal=True)
+            scores = {name: gradient.square() for name, gradient in gradients.items()}
     flat = sorted(((score.item(), name, i) for name, each in scores.items() for i, score in enumerate(each)))
     if allocation == "global":
         best = flat[-3 * len(found) :]
@@ -54,6 +64,23 @@ def test_gradient_rules_take_the_highest_scores(selection: str, allocation: str)
     chosen = {(name, i) for name, indices in components.items() for i in indices}
     assert chosen == {(name, i) for _, name, i in best}
     assert sum(map(len, components.values())) == 3 * len(found)
+
+
+@pytest.mark.parametrize("selection", ["sensitivity", "fisher"])
+def test_the_gradients_are_those_under_a_fitted_head(selection: str, monkeypatch: pytest.MonkeyPatch):
+    fitted = []
+
+    @contextmanager
+    def watched(model: nn.Module, head: list[str], batches: list[object]) -> Iterator[None]:
+        with fitted_head(model, head, batches):
+            fitted.append((list(head), model.classifier.weight.detach().clone()))
+            yield
+
+    monkeypatch.setattr("lorsa.methods.lorsa.selection.fitted_head", watched)
+    model = choose(selection, modules_to_save=["classifier"])[1]
+    ((head, weight),) = fitted
+    assert head == ["classifier"]
+    assert not torch.equal(weight, model.classifier.weight)
 
 
 @pytest.mark.parametrize(("selection", "sign"), [("principal", 1), ("minor", -1)])
@@ -76,21 +103,24 @@ def test_explicit_components_are_taken_in_the_given_order(form: str):
     assert torch.equal(logits(model), logits(build("bert")))
     for layer in layers(model).values():
         s = torch.linalg.svdvals(layer.base_layer.weight.detach().double())
-        torch.testing.assert_close(layer.lorsa_s["default"].double(), s[[7, 0, 3, 11]])
+        torch.testing.assert_close(layer.lorsa_s["default"].double(), s[[7, 0, 3, 11]], rtol=0, atol=1e-6)
         U, V = layer.lorsa_U["default"], layer.lorsa_V["default"]
         torch.testing.assert_close(layer.base_layer.weight @ V, U * layer.lorsa_s["default"])
 
 
-def test_the_tuner_uses_the_selections_factors_once(monkeypatch: pytest.MonkeyPatch):
-    def fail(*_: object) -> None:
-        raise AssertionError("a second decomposition")
+def test_a_weight_is_decomposed_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    decomposed = []
 
-    config = LorsaConfig(target_modules=["query"], selection="fisher", k=3)
-    model = build("bert")
-    select_components(model, config, [batch(2)])
-    monkeypatch.setattr("lorsa.methods.lorsa.layer.singular_basis", fail)
-    apply(model, config, ["classifier"])
-    assert config._factors == {}
+    def counted(weight: Tensor, name: str) -> Basis:
+        decomposed.append(name)
+        return singular_basis(weight, name)
+
+    monkeypatch.setenv("LORSA_CACHE", str(tmp_path))
+    monkeypatch.setattr("lorsa.methods.lorsa.cache.singular_basis", counted)
+    for selection in ("sensitivity", "fisher", "principal"):
+        config = LorsaConfig(target_modules=["query"], selection=selection, k=3)
+        apply(build("bert"), config, ["classifier"], [batch(2)])
+    assert decomposed == [f"bert.encoder.layer.{i}.attention.self.query" for i in (0, 1)]
 
 
 @pytest.mark.parametrize("selection", ["sensitivity", "principal"])

@@ -1,4 +1,4 @@
-"""The scores of the selection against real gradients: of the weight, and of the parameters that a component brings."""
+"""The gradients that the selection ranks by, against autograd: of the weights, and of what a component would bring."""
 
 from __future__ import annotations
 
@@ -8,59 +8,93 @@ from tiny_models import ARCHITECTURES, batch, build
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from lorsa.methods import LorsaConfig
-from lorsa.methods.lorsa import singular_basis
-from lorsa.methods.lorsa.selection import component_scores, target_layers
-
-RULES = [("sensitivity", "selected"), ("sensitivity", "all"), ("fisher", "selected"), ("fisher", "all")]
+from lorsa.methods import LorsaConfig, MethodError
+from lorsa.methods.lorsa import Basis, sensitivity, singular_basis, target_layers
+from lorsa.methods.lorsa.selection import own_gains, pair_gains
+from lorsa.methods.lorsa.sensitivity import check_finite, frozen_evaluation, mean_gradients, squared_gradients
 
 
 def rows_of(rows: dict[str, Tensor]) -> list[dict[str, Tensor]]:
     return [{key: value[i : i + 1] for key, value in rows.items()} for i in range(len(rows["labels"]))]
 
 
-def config_for(architecture: str, selection: str, rotate: str, **changes: object) -> LorsaConfig:
-    targets = list(ARCHITECTURES[architecture].targets)
-    return LorsaConfig(target_modules=targets, selection=selection, rotate=rotate, k=2, **changes)
+def layers_of(model: nn.Module, architecture: str) -> dict[str, nn.Linear]:
+    return target_layers(model, LorsaConfig(target_modules=list(ARCHITECTURES[architecture].targets)))
 
 
-def scores_of(model: nn.Module, config: LorsaConfig, batches: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-    layers = target_layers(model, config)
-    bases = {name: singular_basis(layer.weight) for name, layer in layers.items()}
-    return component_scores(model, layers, bases, config, batches)
+class Bases:
+    """The bases of some layers, in memory."""
+
+    def __init__(self, layers: dict[str, nn.Linear]) -> None:
+        self.of = {name: singular_basis(layer.weight) for name, layer in layers.items()}
+
+    def __call__(self, name: str, device: torch.device) -> Basis:
+        return self.of[name]
 
 
-def scores_from_weight_gradients(model: nn.Module, config: LorsaConfig, rows: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The design's formula, with dW from autograd, row by row, and LAPACK's singular vectors."""
+def streamed(
+    model: nn.Module, architecture: str, batches: list[dict[str, Tensor]], diagonal: bool = False
+) -> dict[str, Tensor]:
+    layers = layers_of(model, architecture)
+    with frozen_evaluation(model):
+        return mean_gradients(model, layers, Bases(layers), batches, diagonal)
+
+
+def weight_gradients(model: nn.Module, architecture: str, rows: dict[str, Tensor]) -> dict[str, Tensor]:
+    """M = U^T G V in float64, with G from autograd and the singular vectors of the basis."""
+    bases = Bases(layers_of(model, architecture))
     model = model.double().requires_grad_(True)
+    model.zero_grad()
+    model(**rows).loss.backward()
     result = {}
-    for row in rows_of(rows):
-        model.zero_grad()
-        model(**row).loss.backward()
-        for name, layer in target_layers(model, config).items():
-            U, s, Vt = torch.linalg.svd(layer.weight.detach(), full_matrices=False)
-            M = U.mT @ layer.weight.grad @ Vt.mT
-            score = torch.zeros(len(s), dtype=torch.float64)
-            for i in range(len(s)):
-                score[i] += M[i, i] ** 2
-                if config.selection == "sensitivity" and config.rotate == "selected":
-                    for j in range(len(s)):
-                        score[i] += (s[j] * M[i, j] - s[i] * M[j, i]) ** 2
-                        score[i] += (s[i] * M[i, j] - s[j] * M[j, i]) ** 2
-            result[name] = result.get(name, 0) + score / len(rows["labels"])
+    for name, layer in layers_of(model, architecture).items():
+        basis = bases(name, torch.device("cpu")).to(torch.float64)
+        result[name] = basis.U.mT @ layer.weight.grad @ basis.V
     return result
 
 
-@pytest.mark.parametrize(("selection", "rotate"), RULES)
+def assert_near(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    assert list(found) == list(expected)
+    for name, value in found.items():
+        torch.testing.assert_close(
+            value.double(), expected[name], rtol=1e-3, atol=1e-4 * expected[name].abs().max().item()
+        )
+
+
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_scores_are_the_formula_on_true_weight_gradients(architecture: str, selection: str, rotate: str):
-    config, rows = config_for(architecture, selection, rotate), batch(3)
-    scores = scores_of(build(architecture), config, [rows])
-    expected = scores_from_weight_gradients(build(architecture), config, rows)
-    assert list(scores) == list(expected)
-    for name, score in scores.items():
-        assert score.dtype == torch.float64
-        torch.testing.assert_close(score, expected[name], rtol=1e-3, atol=1e-4 * expected[name].max().item())
+def test_mean_gradients_are_those_of_the_weights_in_the_basis(architecture: str):
+    rows = batch(5)
+    expected = weight_gradients(build(architecture), architecture, rows)
+    split = [{key: value[:3] for key, value in rows.items()}, {key: value[3:] for key, value in rows.items()}]
+    names = list(layers_of(build(architecture), architecture))
+    for batches in ([rows], split, rows_of(rows)):
+        found = streamed(build(architecture), architecture, batches)
+        assert_near({name: found[name] for name in names}, {name: expected[name] for name in names})
+        diagonal = streamed(build(architecture), architecture, batches, diagonal=True)
+        assert_near({name: diagonal[name] for name in names}, {name: expected[name].diagonal() for name in names})
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_squared_gradients_are_row_by_row(architecture: str):
+    rows = batch(3)
+    model = build(architecture)
+    layers = layers_of(model, architecture)
+    with frozen_evaluation(model):
+        found = squared_gradients(model, layers, Bases(layers), [rows])
+    expected = {name: torch.zeros(min(layer.weight.shape), dtype=torch.float64) for name, layer in layers.items()}
+    for row in rows_of(rows):
+        for name, M in weight_gradients(build(architecture), architecture, row).items():
+            expected[name] += M.diagonal() ** 2 / 3
+    assert_near({name: found[name] for name in expected}, expected)
+
+
+def test_several_passes_give_what_one_pass_gives(monkeypatch: pytest.MonkeyPatch):
+    whole = streamed(build("bert"), "bert", [batch(3)])
+    monkeypatch.setattr(sensitivity, "BYTES_PER_PASS", 2 * 8 * 12 * 12)  # two modules at a time
+    assert len(sensitivity._groups(layers_of(build("bert"), "bert"), diagonal=False)) == 4
+    parts = streamed(build("bert"), "bert", [batch(3)])
+    for name, M in whole.items():
+        assert torch.equal(M, parts[name])
 
 
 class Spectral(nn.Module):
@@ -96,31 +130,36 @@ class Spectral(nn.Module):
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_sensitivity_is_the_squared_gradient_of_the_parameters_a_component_brings(architecture: str):
-    config, rows = config_for(architecture, "sensitivity", "selected"), batch(2)
-    scores = scores_of(build(architecture), config, [rows])
+def test_gains_are_the_squared_gradients_of_the_parameters_that_a_component_brings(architecture: str):
+    rows = batch(2)
+    found = streamed(build(architecture), architecture, [rows])
     model = build(architecture).double()
-    for name, layer in target_layers(model, config).items():
+    for name, layer in layers_of(model, architecture).items():
         spectral = Spectral(layer.weight.detach())
-        expected = torch.zeros_like(spectral.s)
-        for row in rows_of(rows):
-            spectral.zero_grad()
-            functional_call(model, {f"{name}.weight": spectral()}, (), row).loss.backward()
-            expected += spectral.squared_gradients() / 2
-        torch.testing.assert_close(scores[name], expected, rtol=1e-3, atol=1e-4 * expected.max().item())
+        functional_call(model, {f"{name}.weight": spectral()}, (), rows).loss.backward()
+        expected = spectral.squared_gradients()
+        gains = pair_gains(found[name].double(), spectral.s)
+        torch.testing.assert_close(gains, expected, rtol=1e-3, atol=1e-4 * expected.max().item())
 
 
-def test_scores_do_not_depend_on_how_rows_are_batched():
-    rows = batch(4)
-    whole = scores_of(build("bert"), config_for("bert", "sensitivity", "selected"), [rows])
-    single = scores_of(build("bert"), config_for("bert", "sensitivity", "selected"), rows_of(rows))
-    again = scores_of(build("bert"), config_for("bert", "sensitivity", "selected"), [rows])
-    for name, score in whole.items():
-        assert torch.equal(score, single[name])
-        assert torch.equal(score, again[name])
+def test_own_gains_are_the_squared_gradients_of_a_value_and_of_turning_its_vectors_anywhere():
+    generator = torch.Generator().manual_seed(0)
+    G = torch.randn(6, 6, generator=generator, dtype=torch.float64)
+    W = torch.randn(6, 6, generator=generator, dtype=torch.float64)
+    U, s, Vt = torch.linalg.svd(W)
+    gains = own_gains(U.mT @ G @ Vt.mT, s)
+    for i in range(6):
+        u, v = U[:, i].clone().requires_grad_(), Vt[i].clone().requires_grad_()
+        value = s[i].clone().requires_grad_()
+        (G * (value * torch.outer(u, v))).sum().backward()
+        # A rotation moves a unit vector within its tangent space.
+        turned_u = u.grad - (u.grad @ U[:, i]) * U[:, i]
+        turned_v = v.grad - (v.grad @ Vt[i]) * Vt[i]
+        torch.testing.assert_close(gains[i], value.grad**2 + turned_u.square().sum() + turned_v.square().sum())
+    torch.testing.assert_close(own_gains(torch.tensor([3.0, -2.0]), s[:2].float()), torch.tensor([9.0, 4.0]))
 
 
-def test_scoring_ignores_dropout_and_leaves_the_model_as_it_was():
+def test_gradients_ignore_dropout_and_leave_the_model_as_it_was():
     model = build("bert", hidden_dropout_prob=0.5)
     model.train()
     model.bert.encoder.layer[0].eval()  # a part that its owner keeps in evaluation mode
@@ -128,10 +167,9 @@ def test_scoring_ignores_dropout_and_leaves_the_model_as_it_was():
     modes = {name: module.training for name, module in model.named_modules()}
     trains = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
     weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    config, rows = config_for("bert", "sensitivity", "selected"), batch(2)
-    scores = scores_of(model, config, [rows])
-    for name, score in scores_of(build("bert"), config, [rows]).items():
-        assert torch.equal(score, scores[name])
+    found = streamed(model, "bert", [batch(2)])
+    for name, M in streamed(build("bert"), "bert", [batch(2)]).items():
+        assert torch.equal(M, found[name])
     assert {name: module.training for name, module in model.named_modules()} == modes
     assert {name: parameter.requires_grad for name, parameter in model.named_parameters()} == trains
     assert all(parameter.grad is None for parameter in model.parameters())
@@ -141,9 +179,13 @@ def test_scoring_ignores_dropout_and_leaves_the_model_as_it_was():
 
 def test_a_failing_forward_leaves_the_model_as_it_was():
     model = build("bert").train()
-    config = config_for("bert", "sensitivity", "selected")
-    with pytest.raises(AttributeError, match="backward"):
-        scores_of(model, config, [{"input_ids": batch()["input_ids"]}])  # no labels, so no loss
+    with pytest.raises((AttributeError, TypeError)):
+        streamed(model, "bert", [{"input_ids": batch()["input_ids"]}])  # no labels, so no loss
     assert model.training
     assert all(parameter.requires_grad for parameter in model.parameters())
     assert not any(module._forward_hooks for module in model.modules())
+
+
+def test_gradients_that_are_not_finite_are_refused_by_name():
+    with pytest.raises(MethodError, match=r"gradients of second on the calibration rows are not finite"):
+        check_finite({"first": torch.ones(2), "second": torch.tensor([1.0, torch.nan])})

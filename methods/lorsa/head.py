@@ -1,0 +1,118 @@
+"""A classification head that is fitted before gradients are looked at.
+
+A fresh head is random, and so is the direction in which it sends gradients back: at step 0 they say which components
+reach two random vectors, not which ones matter to the task. Fitted on the frozen features, the head asks for what the
+features lack. The same thought as fitting the head before fine-tuning (Kumar et al., 2022, arXiv:2202.10054), used
+here for the selection alone: the head trains from its own start afterwards, as it does under every method.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lorsa.methods.errors import MethodError
+from lorsa.methods.targets import in_head
+
+# Weight of the mean squared logit beside the loss: rows that the features separate would have no gradient left.
+LOGIT_PENALTY = 0.01
+STEPS = 50
+
+
+class _Replay(nn.Module):
+    """Stands in for the backbone, and returns what that returned before."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.outputs: Any = None
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self.outputs
+
+
+@contextmanager
+def fitted_head(model: nn.Module, head: Sequence[str], batches: Sequence[Mapping[str, Tensor]]) -> Iterator[None]:
+    """Within, the head minimises the loss on `batches` over the frozen backbone; afterwards it is as it was.
+
+    The backbone runs once. L-BFGS with a line search is deterministic and wants no learning rate.
+
+    Args:
+        model: a transformers model with a head on a backbone (`model.base_model_prefix`), in evaluation mode.
+        head: names of the head's modules; empty leaves the model alone.
+        batches: keyword arguments of `model.forward` with labels, on the model's device.
+
+    Raises:
+        MethodError: the model has a head but no backbone to hold.
+    """
+    parameters = [parameter for name, parameter in model.named_parameters() if in_head(name, head)]
+    if not parameters:
+        yield
+        return
+    prefix = getattr(model, "base_model_prefix", "")
+    backbone = getattr(model, prefix, None) if prefix else None
+    if not isinstance(backbone, nn.Module):
+        raise MethodError(
+            f"LoRSA: {type(model).__name__} does not name its backbone (base_model_prefix), so its head "
+            f"{', '.join(head)} cannot be fitted before the selection; use selection=principal."
+        )
+    before = [(parameter.detach().clone(), parameter.requires_grad) for parameter in parameters]
+    outputs = _backbone_outputs(model, backbone, batches)
+    replay = _Replay()
+    try:
+        setattr(model, prefix, replay)
+        for parameter in parameters:
+            parameter.requires_grad_(True)
+        _minimise(model, parameters, replay, outputs, batches)
+        setattr(model, prefix, backbone)
+        for parameter in parameters:
+            parameter.requires_grad_(False)
+            parameter.grad = None
+        yield
+    finally:
+        setattr(model, prefix, backbone)
+        with torch.no_grad():
+            for parameter, (value, trained) in zip(parameters, before, strict=True):
+                parameter.copy_(value)
+                parameter.requires_grad_(trained)
+
+
+def _backbone_outputs(model: nn.Module, backbone: nn.Module, batches: Sequence[Mapping[str, Tensor]]) -> list[Any]:
+    outputs: list[Any] = []
+    hook = backbone.register_forward_hook(lambda module, inputs, output: outputs.append(output))
+    try:
+        with torch.no_grad():
+            for batch in batches:
+                model(**batch)
+    finally:
+        hook.remove()
+    return outputs
+
+
+def _minimise(
+    model: nn.Module,
+    parameters: list[nn.Parameter],
+    replay: _Replay,
+    outputs: list[Any],
+    batches: Sequence[Mapping[str, Tensor]],
+) -> None:
+    rows = sum(len(batch["labels"]) for batch in batches)
+    optimizer = torch.optim.LBFGS(parameters, max_iter=STEPS, line_search_fn="strong_wolfe")
+
+    def closure() -> float:
+        optimizer.zero_grad()
+        total = 0.0
+        for output, batch in zip(outputs, batches, strict=True):
+            replay.outputs = output
+            result = model(**batch)
+            penalised = result.loss + LOGIT_PENALTY * result.logits.float().square().mean()
+            loss = penalised * (len(batch["labels"]) / rows)
+            loss.backward()
+            total += loss.item()
+        return total
+
+    with torch.enable_grad():
+        optimizer.step(closure)

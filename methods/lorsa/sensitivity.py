@@ -1,0 +1,159 @@
+"""The gradient of the loss with respect to each weight, seen in the weight's singular basis.
+
+With G = dL/dW and M = U^T G V, the gradient of everything that a component would bring to an adapter is known before
+there is an adapter: M_ii for d_i, and for a rotation that mixes components i and j, s_j M_ij - s_i M_ji on the U side
+and s_i M_ij - s_j M_ji on the V side. M comes from the projections U^T dL/dy and V^T x of the tokens that pass through
+the layer, so G is never formed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lorsa.methods.errors import MethodError
+from lorsa.methods.lorsa.basis import Basis
+
+Batch = Mapping[str, Tensor]
+# M of so many bytes is accumulated at a time; more modules take a further pass over the rows.
+BYTES_PER_PASS = 4 * 2**30
+
+
+def mean_gradients(
+    model: nn.Module,
+    layers: Mapping[str, nn.Linear],
+    basis: Callable[[str, torch.device], Basis],
+    batches: Sequence[Batch],
+    diagonal: bool,
+) -> dict[str, Tensor]:
+    """Return M of the mean loss over all rows, {module name: (K, K)}, or its diagonals (K,), in the basis' dtype.
+
+    Args:
+        model: in evaluation mode, nothing requiring a gradient.
+        layers: the modules, by name.
+        basis: gives the full basis of a module on a device, whenever it is asked.
+        batches: keyword arguments of `model.forward` with labels, on the model's device.
+        diagonal: accumulate the diagonal alone.
+    """
+    rows = sum(map(_rows, batches))
+    result: dict[str, Tensor] = {}
+    for group in _groups(layers, diagonal):
+
+        def add(name: str, left: Tensor, right: Tensor) -> None:
+            M = (left * right).sum(0) if diagonal else left.mT @ right
+            result[name] = result[name] + M if name in result else M
+
+        with _projected({name: layers[name] for name in group}, basis, add):
+            for batch in batches:
+                (model(**batch).loss * (_rows(batch) / rows)).backward()
+    return result
+
+
+def squared_gradients(
+    model: nn.Module,
+    layers: Mapping[str, nn.Linear],
+    basis: Callable[[str, torch.device], Basis],
+    batches: Sequence[Batch],
+) -> dict[str, Tensor]:
+    """Return the mean over rows of M_ii^2, the diagonal of the empirical Fisher information, {module name: (K,)}.
+
+    Arguments as for `mean_gradients`. The rows pass through the model one by one.
+    """
+    rows = 0
+    result: dict[str, Tensor] = {}
+    # A module that runs several times for one row, as DeBERTa's query projection does for content and positions, has
+    # the sum over its calls for a gradient.
+    of_row: dict[str, Tensor] = {}
+
+    def add(name: str, left: Tensor, right: Tensor) -> None:
+        M = (left * right).sum(0)
+        of_row[name] = of_row[name] + M if name in of_row else M
+
+    with _projected(layers, basis, add):
+        for batch in batches:
+            for row in range(_rows(batch)):
+                of_row.clear()
+                model(**{key: value[row : row + 1] for key, value in batch.items()}).loss.backward()
+                for name, M in of_row.items():
+                    result[name] = result[name] + M.square() if name in result else M.square()
+                rows += 1
+    return {name: total / rows for name, total in result.items()}
+
+
+@contextmanager
+def _projected(
+    layers: Mapping[str, nn.Linear],
+    basis: Callable[[str, torch.device], Basis],
+    add: Callable[[str, Tensor, Tensor], None],
+) -> Iterator[None]:
+    """Call `add(name, U^T dL/dy, V^T x)`, both (tokens, K), for every call of every layer that the loss depends on."""
+
+    def watch(name: str) -> Callable[[nn.Module, tuple[Any, ...], Tensor], None]:
+        def forward_hook(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
+            x = inputs[0].detach()
+
+            def backward_hook(gradient: Tensor) -> None:
+                # Read again for every call, not kept: one module's factors are in memory at a time.
+                factors = basis(name, gradient.device)
+                left = gradient.flatten(0, -2).to(factors.U.dtype) @ factors.U
+                add(name, left, x.flatten(0, -2).to(factors.V.dtype) @ factors.V)
+
+            # Below the first adapted module nothing requires a gradient yet, not even its own output.
+            (output if output.requires_grad else output.requires_grad_()).register_hook(backward_hook)
+
+        return forward_hook
+
+    hooks = [layer.register_forward_hook(watch(name)) for name, layer in layers.items()]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _groups(layers: Mapping[str, nn.Linear], diagonal: bool) -> list[list[str]]:
+    """Split the modules into groups whose M fit BYTES_PER_PASS."""
+    groups: list[list[str]] = [[]]
+    held = 0
+    for name, layer in layers.items():
+        need = 0 if diagonal else 8 * min(layer.weight.shape) ** 2
+        if groups[-1] and held + need > BYTES_PER_PASS:
+            groups.append([])
+            held = 0
+        groups[-1].append(name)
+        held += need
+    return groups
+
+
+@contextmanager
+def frozen_evaluation(model: nn.Module) -> Iterator[None]:
+    """Within, the model is in evaluation mode and none of its parameters requires a gradient."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        model.eval().requires_grad_(False)
+        yield
+    finally:
+        for parameter in trained:
+            parameter.requires_grad_(True)
+        for module, training in modes:
+            module.training = training
+
+
+def _rows(batch: Batch) -> int:
+    return len(next(iter(batch.values())))
+
+
+def check_finite(values: Mapping[str, Tensor]) -> None:
+    """Refuse gradients that are not finite.
+
+    Raises:
+        MethodError: names the first module whose gradients are not.
+    """
+    for name, value in values.items():
+        if not torch.isfinite(value).all():
+            raise MethodError(f"LoRSA: the gradients of {name} on the calibration rows are not finite.")
