@@ -1,0 +1,239 @@
+"""Run the comparison that scripts/comparison.yaml describes, run by run, and write docs/comparison/runs.csv.
+
+    python scripts/unpack_small_models.py models
+    python scripts/comparison.py --models models --glue glue --workers 2
+
+A run that is in the CSV is not run again, on whatever machine it was made; one that a killed process left unfinished
+resumes from its checkpoint. `python scripts/comparison_report.py` makes the tables and the plot from the CSV.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import csv
+import json
+import multiprocessing
+import os
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+HERE = Path(__file__).resolve().parent
+CSV = HERE.parent / "docs" / "comparison" / "runs.csv"
+MODELS = {"compare_minilm": "minilm", "compare_smollm2": "smollm2_135m"}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of the comparison: what it is, apart from how it came out."""
+
+    stage: str
+    method: str
+    task: str
+    phase: str  # search: rates with the search seed; final: the seeds at the chosen rate
+    lr: float
+    seed: int
+
+
+@dataclass(frozen=True)
+class Row(Cell):
+    """One line of the CSV."""
+
+    metric: str
+    dev: float
+    validation: float
+    adapter_params: int
+    head_params: int
+    total_params: int
+    adapt_seconds: float
+    train_seconds: float
+    peak_bytes: int
+    best_step: int
+    signature: str
+    commit: str
+    torch: str
+    peft: str
+    cpu: str
+    overrides: str
+
+
+def read_rows(path: Path) -> list[Row]:
+    """Return the CSV's lines, [] where there is no file."""
+    if not path.exists():
+        return []
+    types = {name: field.type for name, field in Row.__dataclass_fields__.items()}
+    read = {"int": int, "float": float, "str": str}
+    with path.open(newline="") as file:
+        return [
+            Row(**{name: read[str(types[name])](value) for name, value in line.items()})
+            for line in csv.DictReader(file)
+        ]
+
+
+def append_row(path: Path, row: Row) -> None:
+    """Add one line, and have it on the disk before returning."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    new = not path.exists()
+    with path.open("a", newline="") as file:
+        writer = csv.DictWriter(file, fieldnames=list(Row.__dataclass_fields__), lineterminator="\n")
+        if new:
+            writer.writeheader()
+        writer.writerow(asdict(row))
+        file.flush()
+        os.fsync(file.fileno())
+
+
+class Plan:
+    """The runs of scripts/comparison.yaml, and which of them can start."""
+
+    def __init__(self, path: Path, stages: Sequence[str], methods: Sequence[str], tasks: Sequence[str]) -> None:
+        self.settings: dict[str, Any] = yaml.safe_load(path.read_text())
+        known = list(self.settings["stages"])
+        for stage in stages:
+            if stage not in known:
+                raise SystemExit(f"There is no stage {stage}; the stages are {', '.join(known)}.")
+        self.methods = [
+            (stage, method)
+            for stage in stages or known
+            for method in self.settings["stages"][stage]["methods"]
+            if not methods or method["label"] in methods
+        ]
+        # What comes first gives the most useful partial table.
+        self.methods.sort(key=lambda pair: pair[1].get("round", 1))
+        self.tasks = [task for task in self.settings["tasks"] if not tasks or task in tasks]
+
+    def ready(self, rows: Iterable[Row]) -> Iterator[tuple[Cell, list[str]]]:
+        """Yield the runs that can start now and their overrides, in order; those in `rows` among them."""
+        scores = {(row.stage, row.method, row.task, row.lr): row.dev for row in rows if row.phase == "search"}
+        for stage, method in self.methods:
+            for task in self.tasks:
+                # A selection rule takes the rate that another one was given: `lr_from` names it.
+                owner = method.get("lr_from", method["label"])
+                rates = self._rates(stage, owner)
+                if owner == method["label"]:
+                    for rate in rates:
+                        cell = Cell(stage, owner, task, "search", rate, self.settings["search_seed"])
+                        yield cell, self.overrides(cell, method)
+                found = [scores.get((stage, owner, task, rate)) for rate in rates]
+                if None in found:
+                    continue
+                best = rates[max(range(len(rates)), key=lambda index: found[index] or 0.0)]
+                for seed in self.settings["stages"][stage]["seeds"]:
+                    cell = Cell(stage, method["label"], task, "final", best, seed)
+                    yield cell, self.overrides(cell, method)
+
+    def _rates(self, stage: str, label: str) -> list[float]:
+        for entry in self.settings["stages"][stage]["methods"]:
+            if entry["label"] == label:
+                return [float(rate) for rate in entry["lr"]]
+        raise SystemExit(f"scripts/comparison.yaml: stage {stage} has no method {label!r} to take a rate from.")
+
+    def overrides(self, cell: Cell, method: dict[str, Any]) -> list[str]:
+        """Return what lorsa-run would be given for this run, without the paths."""
+        experiment = self.settings["stages"][cell.stage]["experiment"]
+        rate = method.get("lr_key", "train.lr")
+        return [
+            f"experiment={experiment}",
+            f"task={cell.task}",
+            *method["overrides"],
+            f"{rate}={cell.lr:g}",
+            f"seed={cell.seed}",
+        ]
+
+
+def run_cell(cell: Cell, overrides: list[str], paths: list[str], log: str) -> Row:
+    """Do one run in this process, its output appended to `log`, and return its line."""
+    from lorsa.runner import job
+    from lorsa.runner.compose import compose
+    from lorsa.runner.rundir import RunDirectory
+    from lorsa.runner.signature import signature
+
+    with Path(log).open("a", buffering=1) as to, contextlib.redirect_stdout(to), contextlib.redirect_stderr(to):
+        cfg = compose(*overrides, *paths)
+        job.run(cfg)
+        result = RunDirectory(cfg.runs_dir, signature(cfg)).result()
+    assert result is not None
+    return Row(
+        **asdict(cell),
+        metric=result["primary_metric"]["name"],
+        # A correlation is undefined where a model predicts one value for every row; that is worth nothing.
+        dev=result["primary_metric"]["dev"] or 0.0,
+        validation=result["primary_metric"]["test"] or 0.0,
+        adapter_params=result["adapter_params"],
+        head_params=result["head_params"],
+        total_params=result["total_params"],
+        adapt_seconds=round(result["timings"]["adapt"], 2),
+        train_seconds=round(result["timings"]["train"], 2),
+        peak_bytes=result["memory"]["peak_bytes"],
+        best_step=result["best_step"],
+        signature=result["signature"],
+        commit=result["git"]["commit"] or os.environ.get("LORSA_COMMIT", ""),
+        torch=result["versions"]["torch"],
+        peft=result["versions"]["peft"],
+        cpu=result["hardware"]["cpu"],
+        overrides=json.dumps(overrides),
+    )
+
+
+def main() -> int:
+    """Run what is missing; 1 if a run failed."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", type=Path, required=True, help="the folder that unpack_small_models.py wrote")
+    parser.add_argument("--glue", type=Path, required=True, help="GLUE, in either layout that data=local takes")
+    parser.add_argument("--runs", type=Path, default=Path("runs"), help="where the run directories go")
+    parser.add_argument("--csv", type=Path, default=CSV)
+    parser.add_argument("--plan", type=Path, default=HERE / "comparison.yaml")
+    parser.add_argument("--workers", type=int, default=1, help="runs at a time, one thread each")
+    parser.add_argument("--stage", action="append", default=[], help="only this stage; may be repeated")
+    parser.add_argument("--method", action="append", default=[], help="only this label; may be repeated")
+    parser.add_argument("--task", action="append", default=[], help="only this task; may be repeated")
+    parser.add_argument("--list", action="store_true", help="print what is missing and could start now, and stop")
+    args = parser.parse_args()
+    plan = Plan(args.plan, args.stage, args.method, args.task)
+    rows = read_rows(args.csv)
+    done = {Cell(*(getattr(row, name) for name in Cell.__dataclass_fields__)) for row in rows}
+    if args.list:
+        for cell, overrides in plan.ready(rows):
+            if cell not in done:
+                print("lorsa-run", *overrides)
+        return 0
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    args.runs.mkdir(parents=True, exist_ok=True)
+    log = str(args.runs / "comparison.log")
+    running: dict[Future[Row], Cell] = {}
+    failed: set[Cell] = set()
+    with ProcessPoolExecutor(args.workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+        while True:
+            for cell, overrides in plan.ready(rows):
+                if len(running) == args.workers:
+                    break
+                if cell in done or cell in failed or cell in running.values():
+                    continue
+                model = MODELS[plan.settings["stages"][cell.stage]["experiment"]]
+                paths = [f"model.path={args.models / model}", f"data.path={args.glue}", f"runs_dir={args.runs}"]
+                running[pool.submit(run_cell, cell, overrides, paths, log)] = cell
+            if not running:
+                break
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                cell = running.pop(future)
+                try:
+                    row = future.result()
+                except Exception as error:
+                    failed.add(cell)
+                    print(f"FAILED {cell}: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+                    continue
+                append_row(args.csv, row)
+                rows.append(row)
+                done.add(cell)
+                print(f"{len(rows)} {cell} dev {row.dev:.4f} validation {row.validation:.4f}", flush=True)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

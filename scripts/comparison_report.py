@@ -1,0 +1,259 @@
+"""Write docs/comparison/README.md and its plots from docs/comparison/runs.csv.
+
+    python scripts/comparison_report.py
+
+A method is scored where all its tasks and seeds are there; what is missing is said. Scores are points: 100 times the
+task's metric on the validation set.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import statistics
+import sys
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from scipy import stats
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+from comparison import CSV, HERE, Row, read_rows
+
+REFERENCE = "lora r=8"
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A mean paired difference, in points, and its 95 % confidence interval."""
+
+    mean: float
+    low: float
+    high: float
+    pairs: int
+
+    def __str__(self) -> str:
+        return f"{self.mean:+.2f} [{self.low:+.2f}, {self.high:+.2f}]"
+
+
+def paired_difference(differences: Mapping[str, Sequence[float]]) -> Difference | None:
+    """Return the mean over tasks of the mean over seeds of paired differences, with its 95 % interval.
+
+    Tasks are fixed and seeds are drawn, so the error is that of the seeds within each task, with Welch's and
+    Satterthwaite's degrees of freedom (Welch 1947, Biometrika 34). None for fewer than two seeds in a task.
+
+    Args:
+        differences: for each task, one difference per seed, in points.
+    """
+    if not differences or min(map(len, differences.values())) < 2:
+        return None
+    mean = statistics.mean(statistics.mean(values) for values in differences.values())
+    parts = [(statistics.variance(values) / len(values), len(values)) for values in differences.values()]
+    variance = sum(part for part, _ in parts) / len(parts) ** 2
+    pairs = sum(count for _, count in parts)
+    if variance == 0:
+        return Difference(mean, mean, mean, pairs)
+    freedom = sum(part for part, _ in parts) ** 2 / sum(part**2 / (count - 1) for part, count in parts)
+    half = float(stats.t.ppf(0.975, freedom)) * math.sqrt(variance)
+    return Difference(mean, mean - half, mean + half, pairs)
+
+
+class Results:
+    """The final runs of one stage."""
+
+    def __init__(self, rows: Sequence[Row], tasks: Sequence[str]) -> None:
+        self.tasks = tasks
+        self.rows: dict[str, dict[str, dict[int, Row]]] = defaultdict(lambda: defaultdict(dict))
+        for row in rows:
+            if row.phase == "final":
+                self.rows[row.method][row.task][row.seed] = row
+
+    def points(self, method: str, task: str) -> list[float]:
+        """Return the scores of one method on one task, by seed."""
+        return [100 * row.validation for _, row in sorted(self.rows[method][task].items())]
+
+    def complete(self, method: str, seeds: int) -> bool:
+        """Say whether all tasks have all seeds."""
+        return all(len(self.rows[method][task]) == seeds for task in self.tasks)
+
+    def all_rows(self, method: str) -> list[Row]:
+        """Return every run of a method."""
+        return [row for by_seed in self.rows[method].values() for row in by_seed.values()]
+
+    def against(self, method: str, other: str) -> Difference | None:
+        """Compare two methods over the tasks and seeds that both have; None unless all tasks are there."""
+        differences = {}
+        for task in self.tasks:
+            mine, theirs = self.rows[method][task], self.rows[other][task]
+            differences[task] = [
+                100 * (mine[seed].validation - theirs[seed].validation) for seed in sorted(mine.keys() & theirs.keys())
+            ]
+        return paired_difference(differences)
+
+
+def parameters(results: Results, method: str) -> float:
+    """Return the mean number of adapter parameters; a global allocation can differ by task and seed."""
+    return statistics.mean(row.adapter_params for row in results.all_rows(method))
+
+
+def table(results: Results, methods: Sequence[Mapping[str, Any]], seeds: int) -> list[str]:
+    """Return the Markdown lines of one stage's table, fewest parameters first."""
+    found = [method["label"] for method in methods if results.all_rows(method["label"])]
+    found.sort(key=lambda label: parameters(results, label))
+    ratios = _ratios(results, found)
+    head = ["method", "adapter parameters", *results.tasks, "mean", f"minus {REFERENCE} [95 %]", "time", "memory"]
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    for label in found:
+        cells = [label, f"{parameters(results, label):,.0f}"]
+        for task in results.tasks:
+            points = results.points(label, task)
+            spread = f" ± {statistics.stdev(points):.1f}" if len(points) > 1 else ""
+            count = "" if len(points) == seeds else f" ({len(points)})"
+            cells.append(f"{statistics.mean(points):.1f}{spread}{count}" if points else "-")
+        if results.complete(label, seeds):
+            cells.append(
+                f"{statistics.mean(statistics.mean(results.points(label, task)) for task in results.tasks):.2f}"
+            )
+        else:
+            cells.append("-")
+        difference = results.against(label, REFERENCE) if label != REFERENCE else None
+        cells.append(str(difference) if difference is not None else "-")
+        cells += ratios[label]
+        lines.append("| " + " | ".join(cells) + " |")
+    return lines
+
+
+def _ratios(results: Results, methods: Sequence[str]) -> dict[str, list[str]]:
+    """Return each method's training time and peak memory as ratios to the reference's, on the tasks both have."""
+    ratios = {}
+    for label in methods:
+        times, peaks = [], []
+        for task in results.tasks:
+            mine, theirs = results.rows[label][task].values(), results.rows[REFERENCE][task].values()
+            if mine and theirs:
+                for values, name in ((times, "train_seconds"), (peaks, "peak_bytes")):
+                    values.append(
+                        statistics.median(getattr(row, name) for row in mine)
+                        / statistics.median(getattr(row, name) for row in theirs)
+                    )
+        ratios[label] = [f"{statistics.mean(values):.2f}" if values else "-" for values in (times, peaks)]
+    return ratios
+
+
+def rates(rows: Sequence[Row], methods: Sequence[Mapping[str, Any]], tasks: Sequence[str]) -> list[str]:
+    """Return the Markdown lines of the table of learning rates: the dev score of each, the chosen one in bold."""
+    lines = ["| method | rate | " + " | ".join(tasks) + " |", "|---|---|" + "---|" * len(tasks)]
+    for method in methods:
+        scores = {
+            (row.task, row.lr): row.dev for row in rows if row.method == method["label"] and row.phase == "search"
+        }
+        for rate in map(float, method.get("lr", [])):
+            if not any(key[1] == rate for key in scores):
+                continue
+            cells = []
+            for task in tasks:
+                score = scores.get((task, rate))
+                best = max((value for key, value in scores.items() if key[0] == task), default=None)
+                text = "-" if score is None else f"{100 * score:.1f}"
+                cells.append(f"**{text}**" if score is not None and score == best else text)
+            lines.append(f"| {method['label']} | {rate:g} | " + " | ".join(cells) + " |")
+    return lines
+
+
+def plot(results: Results, methods: Sequence[Mapping[str, Any]], seeds: int, path: Path, title: str) -> bool:
+    """Draw the mean score against the adapter's parameters, a line per family; False where nothing is complete."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    matplotlib.rcParams["svg.hashsalt"] = "lorsa"  # the same file from the same numbers
+    from matplotlib import pyplot
+
+    families: dict[str, list[tuple[float, float, float, str]]] = defaultdict(list)
+    for method in methods:
+        label = method["label"]
+        if not results.complete(label, seeds):
+            continue
+        means = [statistics.mean(results.points(label, task)) for task in results.tasks]
+        errors = [statistics.variance(results.points(label, task)) / seeds for task in results.tasks]
+        error = math.sqrt(sum(errors)) / len(errors)
+        point = (max(1.0, parameters(results, label)), statistics.mean(means), error, label)
+        families[method.get("family", label)].append(point)
+    if not families:
+        return False
+    figure, axes = pyplot.subplots(figsize=(8, 5), layout="constrained")
+    markers = "osD^vP*Xhd"
+    for index, (family, points) in enumerate(families.items()):
+        points.sort()
+        x, y, error = ([point[i] for point in points] for i in range(3))
+        axes.errorbar(x, y, error, marker=markers[index % len(markers)], capsize=3, label=family)
+        for point in points:
+            axes.annotate(point[3], point[:2], xytext=(4, 5), textcoords="offset points", fontsize=7)
+    axes.set_xscale("log")
+    axes.set_xlabel("adapter parameters")
+    axes.set_ylabel("mean validation score over four tasks, points (± standard error)")
+    axes.set_title(title)
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
+    figure.savefig(path, metadata={"Date": None})
+    pyplot.close(figure)
+    return True
+
+
+def report(rows: Sequence[Row], settings: Mapping[str, Any], folder: Path) -> str:
+    """Return the README's text, and write the plots beside it."""
+    tasks = settings["tasks"]
+    lines = [
+        "# The comparison",
+        "",
+        "Written by `python scripts/comparison_report.py` from [runs.csv](runs.csv), which "
+        "`python scripts/comparison.py` fills; [scripts/comparison.yaml](../../scripts/comparison.yaml) says what "
+        "runs. Every method has the same number of learning rates, tried with seed "
+        f"{settings['search_seed']} and chosen per task on a part of the training rows; the validation set is scored "
+        "once per run. Numbers are points (100 x the metric), mean ± standard deviation over seeds; a number in "
+        "brackets says how many seeds there are yet. `minus lora r=8` is paired by task and seed, with its 95 % "
+        "confidence interval. Time and memory are ratios to LoRA r=8 of runs that shared a machine with other work: "
+        "read them as rough.",
+    ]
+    for stage, plan in settings["stages"].items():
+        of_stage = [row for row in rows if row.stage == stage]
+        results = Results(of_stage, tasks)
+        seeds = len(plan["seeds"])
+        lines += ["", f"## Stage {stage}: {plan['title']}", ""]
+        if not of_stage:
+            lines.append("No runs yet.")
+            continue
+        lines += table(results, plan["methods"], seeds)
+        for pair in plan.get("pairs", []):
+            difference = results.against(*pair)
+            if difference is not None:
+                lines += ["", f"{pair[0]} minus {pair[1]}: {difference} over {difference.pairs} pairs."]
+        file = f"stage_{stage.lower()}.svg"
+        if plan.get("plot", True) and plot(results, plan["methods"], seeds, folder / file, plan["title"]):
+            lines += ["", f"![Score against parameters]({file})"]
+        lines += ["", "Learning rates, dev score with the search seed:", ""]
+        lines += rates(of_stage, plan["methods"], tasks)
+    made = {(row.cpu, row.torch, row.peft) for row in rows}
+    commits = sorted({row.commit for row in rows})
+    lines += ["", "## What ran", ""]
+    lines += [f"- {len(rows)} runs on {cpu}, one thread each, torch {torch}, peft {peft}." for cpu, torch, peft in made]
+    lines += [f"- Commits: {', '.join(commits)}."]
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    """Write the report."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--csv", type=Path, default=CSV)
+    parser.add_argument("--plan", type=Path, default=HERE / "comparison.yaml")
+    args = parser.parse_args()
+    folder = args.csv.parent
+    text = report(read_rows(args.csv), yaml.safe_load(args.plan.read_text()), folder)
+    (folder / "README.md").write_text(text)
+
+
+if __name__ == "__main__":
+    main()

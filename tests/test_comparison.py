@@ -1,0 +1,137 @@
+"""The comparison's bookkeeping and statistics, against scipy and by hand."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+import yaml
+from scipy import stats
+
+SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
+
+
+def script(name: str) -> ModuleType:
+    if name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(name, SCRIPTS / f"{name}.py")
+        assert spec is not None and spec.loader is not None
+        sys.modules[name] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(sys.modules[name])
+    return sys.modules[name]
+
+
+comparison, comparison_report = script("comparison"), script("comparison_report")
+
+PLAN = {
+    "tasks": ["sst2", "cola"],
+    "search_seed": 0,
+    "stages": {
+        "A": {
+            "title": "Small",
+            "experiment": "compare_minilm",
+            "seeds": [1, 2],
+            "methods": [
+                {"label": "lora r=8", "overrides": ["method=lora"], "lr": [1e-3, 2e-3]},
+                {"label": "later", "overrides": ["method=lorsa"], "lr": [4e-3], "round": 2},
+                {"label": "alike", "overrides": ["method=lorsa", "x=1"], "lr_from": "lora r=8", "round": 3},
+            ],
+        }
+    },
+}
+
+
+def row(cell: comparison.Cell, dev: float = 0.5, validation: float = 0.5, **changes: object) -> comparison.Row:
+    values = {"metric": "accuracy", "dev": dev, "validation": validation, "adapter_params": 100, "head_params": 2}
+    values |= {"total_params": 1000, "adapt_seconds": 1.5, "train_seconds": 60.0, "peak_bytes": 2**30, "best_step": 3}
+    values |= {"signature": "s", "commit": "c", "torch": "t", "peft": "p", "cpu": "x", "overrides": '["a=1", "b=2"]'}
+    return comparison.Row(**dataclasses.asdict(cell), **{**values, **changes})
+
+
+@pytest.fixture
+def plan(tmp_path: Path) -> comparison.Plan:
+    path = tmp_path / "plan.yaml"
+    path.write_text(yaml.safe_dump(PLAN))
+    return comparison.Plan(path, [], [], [])
+
+
+def test_rows_survive_the_csv(tmp_path: Path):
+    rows = [row(comparison.Cell("A", "lora r=8", "sst2", "search", 1e-3, seed), dev=1 / 3) for seed in range(3)]
+    for each in rows:
+        comparison.append_row(tmp_path / "deep" / "runs.csv", each)
+    assert comparison.read_rows(tmp_path / "deep" / "runs.csv") == rows
+    assert comparison.read_rows(tmp_path / "none.csv") == []
+
+
+def test_searches_start_first_and_seeds_at_the_best_dev_rate(plan: comparison.Plan):
+    cells = [cell for cell, _ in plan.ready([])]
+    assert all(cell.phase == "search" and cell.seed == 0 for cell in cells)
+    assert [(cell.method, cell.lr) for cell in cells if cell.task == "sst2"] == [
+        ("lora r=8", 1e-3),
+        ("lora r=8", 2e-3),
+        ("later", 4e-3),
+    ]
+    assert [cell.method for cell in cells] == ["lora r=8"] * 4 + ["later"] * 2  # by round
+    rows = [row(cell, dev=0.9 if cell.lr == 2e-3 else 0.2) for cell in cells if cell.task == "sst2"]
+    finals = [cell for cell, _ in plan.ready(rows) if cell.phase == "final"]
+    assert {(cell.method, cell.task, cell.lr, cell.seed) for cell in finals} == {
+        ("lora r=8", "sst2", 2e-3, 1),
+        ("lora r=8", "sst2", 2e-3, 2),
+        ("later", "sst2", 4e-3, 1),
+        ("later", "sst2", 4e-3, 2),
+        ("alike", "sst2", 2e-3, 1),
+        ("alike", "sst2", 2e-3, 2),
+    }
+
+
+def test_the_real_plan_composes():
+    from lorsa.runner.compose import compose
+    from lorsa.runner.validate import check
+
+    real = comparison.Plan(SCRIPTS / "comparison.yaml", [], [], [])
+    overrides = [overrides for cell, overrides in real.ready([]) if cell.task == "cola"]
+    assert len(overrides) > 10
+    for each in overrides:
+        check(compose(*each, "data.path=somewhere"))
+
+
+def test_a_stage_that_does_not_exist_is_refused(tmp_path: Path):
+    (tmp_path / "plan.yaml").write_text(yaml.safe_dump(PLAN))
+    with pytest.raises(SystemExit, match=r"There is no stage Z; the stages are A\."):
+        comparison.Plan(tmp_path / "plan.yaml", ["Z"], [], [])
+
+
+def test_one_task_is_the_paired_t_test_and_two_are_welchs():
+    generator = np.random.default_rng(0)
+    first, second = generator.normal(0.4, 1, 5), generator.normal(-0.2, 2, 7)
+    one = comparison_report.paired_difference({"sst2": list(first)})
+    expected = stats.ttest_1samp(first, 0).confidence_interval(0.95)
+    assert (one.low, one.high) == pytest.approx((expected.low, expected.high))
+    two = comparison_report.paired_difference({"sst2": list(first), "cola": list(second)})
+    # mean(first) - mean(-second) is twice the mean of the two tasks.
+    expected = stats.ttest_ind(first, -second, equal_var=False).confidence_interval(0.95)
+    assert (two.low, two.high) == pytest.approx((expected.low / 2, expected.high / 2))
+    assert two.mean == pytest.approx((first.mean() + second.mean()) / 2)
+    assert two.pairs == 12
+    assert comparison_report.paired_difference({"sst2": [1.0]}) is None
+
+
+def test_the_report_says_what_is_there_and_what_is_missing(tmp_path: Path):
+    rows = []
+    for task in PLAN["tasks"]:
+        for seed in (1, 2):
+            cell = comparison.Cell("A", "lora r=8", task, "final", 1e-3, seed)
+            rows.append(row(cell, validation=0.5 + seed / 100))
+            if task == "sst2":
+                later = dataclasses.replace(cell, method="later")
+                rows.append(row(later, validation=0.7 + seed / 50, train_seconds=90.0, adapter_params=5))
+    text = comparison_report.report(rows, PLAN, tmp_path)
+    lines = {line.split(" | ")[0].removeprefix("| "): line for line in text.splitlines() if line.startswith("| ")}
+    assert "51.5 ± 0.7 | 51.5 ± 0.7 | 51.50 | - | 1.00 | 1.00 |" in lines["lora r=8"]
+    assert "| 5 | 73.0 ± 1.4 | - | - | - | 1.50 | 1.00 |" in lines["later"]
+    assert text.index("| later |") < text.index("| lora r=8 |")  # fewest parameters first
+    assert (tmp_path / "stage_a.svg").read_text().startswith("<?xml")
