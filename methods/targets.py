@@ -5,11 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+import torch
 from peft import PeftConfig
 from peft.tuners.tuners_utils import BaseTunerLayer, _maybe_include_all_linear_layers, check_target_module_exists
-from torch import nn
+from torch import Tensor, nn
 
 from lorsa.methods.errors import MethodError
+
+FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
 def target_modules(model: nn.Module, config: PeftConfig) -> dict[str, nn.Module]:
@@ -50,3 +53,15 @@ def in_head(name: str, head: Sequence[str]) -> bool:
     """Whether the parameter `name`, of the model before or after adaptation, belongs to one of the head's modules."""
     path = f".{name}"
     return any(f".{module}." in path for module in head)
+
+
+def is_quantized(layer: nn.Module) -> bool:
+    """Whether the weight of a linear layer is stored in other than plain floating-point numbers.
+
+    bitsandbytes' layers are subclasses of `nn.Linear`; their weights give them away, by an integer or 8-bit dtype or by
+    the shape they are packed in.
+    """
+    weight = getattr(layer, "weight", None)
+    if not isinstance(layer, nn.Linear) or not isinstance(weight, Tensor) or weight.dtype not in FLOATS:
+        return True
+    return weight.shape != (layer.out_features, layer.in_features) or hasattr(weight, "quant_state")

@@ -100,12 +100,12 @@ def parameters(results: Results, method: str) -> float:
     return statistics.mean(row.adapter_params for row in results.all_rows(method))
 
 
-def table(results: Results, methods: Sequence[Mapping[str, Any]], seeds: int) -> list[str]:
+def table(results: Results, methods: Sequence[Mapping[str, Any]], seeds: int, reference: str) -> list[str]:
     """Return the Markdown lines of one stage's table, fewest parameters first."""
     found = [method["label"] for method in methods if results.all_rows(method["label"])]
     found.sort(key=lambda label: parameters(results, label))
-    ratios = _ratios(results, found)
-    head = ["method", "adapter parameters", *results.tasks, "mean", f"minus {REFERENCE} [95 %]", "time", "memory"]
+    ratios = _ratios(results, found, reference)
+    head = ["method", "adapter parameters", *results.tasks, "mean", f"minus {reference} [95 %]", "time", "memory"]
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     for label in found:
         cells = [label, f"{parameters(results, label):,.0f}"]
@@ -120,20 +120,20 @@ def table(results: Results, methods: Sequence[Mapping[str, Any]], seeds: int) ->
             )
         else:
             cells.append("-")
-        difference = results.against(label, REFERENCE) if label != REFERENCE else None
+        difference = results.against(label, reference) if label != reference else None
         cells.append(str(difference) if difference is not None else "-")
         cells += ratios[label]
         lines.append("| " + " | ".join(cells) + " |")
     return lines
 
 
-def _ratios(results: Results, methods: Sequence[str]) -> dict[str, list[str]]:
+def _ratios(results: Results, methods: Sequence[str], reference: str) -> dict[str, list[str]]:
     """Return each method's training time and peak memory as ratios to the reference's, on the tasks both have."""
     ratios = {}
     for label in methods:
         times, peaks = [], []
         for task in results.tasks:
-            mine, theirs = results.rows[label][task].values(), results.rows[REFERENCE][task].values()
+            mine, theirs = results.rows[label][task].values(), results.rows[reference][task].values()
             if mine and theirs:
                 for values, name in ((times, "train_seconds"), (peaks, "peak_bytes")):
                     values.append(
@@ -214,9 +214,9 @@ def report(rows: Sequence[Row], settings: Mapping[str, Any], folder: Path) -> st
         "runs. Every method has the same number of learning rates, tried with seed "
         f"{settings['search_seed']} and chosen per task on a part of the training rows; the validation set is scored "
         "once per run. Numbers are points (100 x the metric), mean ± standard deviation over seeds; a number in "
-        "brackets says how many seeds there are yet. `minus lora r=8` is paired by task and seed, with its 95 % "
-        "confidence interval. Time and memory are ratios to LoRA r=8 of runs that shared a machine with other work: "
-        "read them as rough.",
+        "brackets says how many seeds there are yet. `minus` a method is paired by task and seed, with its 95 % "
+        "confidence interval. Time and memory are ratios to that method, of runs that shared a machine with other "
+        "work: read them as rough.",
     ]
     for stage, plan in settings["stages"].items():
         of_stage = [row for row in rows if row.stage == stage]
@@ -226,7 +226,7 @@ def report(rows: Sequence[Row], settings: Mapping[str, Any], folder: Path) -> st
         if not of_stage:
             lines.append("No runs yet.")
             continue
-        lines += table(results, plan["methods"], seeds)
+        lines += table(results, plan["methods"], seeds, plan.get("reference", REFERENCE))
         for pair in plan.get("pairs", []):
             difference = results.against(*pair)
             if difference is not None:

@@ -29,7 +29,7 @@ from lorsa.methods.lorsa.cache import BasisCache, StoredBasis, default_folder
 from lorsa.methods.lorsa.config import CALIBRATED, LorsaConfig
 from lorsa.methods.lorsa.head import fitted_head
 from lorsa.methods.lorsa.sensitivity import Batch, check_finite, frozen_evaluation, mean_gradients, squared_gradients
-from lorsa.methods.targets import target_modules
+from lorsa.methods.targets import is_quantized, target_modules
 
 
 def target_layers(model: nn.Module, config: LorsaConfig) -> dict[str, nn.Linear]:
@@ -42,7 +42,7 @@ def target_layers(model: nn.Module, config: LorsaConfig) -> dict[str, nn.Linear]
     for name, layer in target_modules(model, config).items():
         if not isinstance(layer, nn.Linear):
             raise MethodError(f"LoRSA: the target module {name} is a {type(layer).__name__}, not a linear layer.")
-        if not layer.weight.is_floating_point() or hasattr(layer.weight, "quant_state"):
+        if is_quantized(layer):
             raise MethodError(
                 f"LoRSA: the weight of {name} is quantised ({type(layer).__name__}, {layer.weight.dtype}); its "
                 "singular vectors come from the weights themselves, so load the model without quantisation."

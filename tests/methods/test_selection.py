@@ -153,6 +153,16 @@ def test_targets_that_are_not_linear_are_refused_by_type():
         choose("principal", target_modules=["LayerNorm"])
 
 
+def test_targets_that_are_quantised_are_refused_by_name():
+    model = build("bert")
+    layer = model.bert.encoder.layer[0].attention.self.query
+    layer.weight = nn.Parameter(torch.zeros(12, 12, dtype=torch.int8), requires_grad=False)
+    config = LorsaConfig(target_modules=["query"], k=2)
+    message = r"weight of bert\.encoder\.layer\.0\.attention\.self\.query is quantised \(Linear, torch\.int8\)"
+    with pytest.raises(MethodError, match=message):
+        get_peft_model(model, config)
+
+
 @pytest.mark.parametrize("selection", ["sensitivity", "fisher"])
 def test_gradient_rules_without_calibration_rows_are_refused(selection: str):
     config = LorsaConfig(target_modules=["query"], selection=selection, k=2)

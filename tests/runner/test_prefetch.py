@@ -1,0 +1,55 @@
+"""`lorsa prefetch`, and the runs that find what it computed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from lorsa.methods import MethodError
+from lorsa.runner.commands.prefetch import prefetch
+from lorsa.runner.errors import UserError
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    folder = tmp_path / "cache"
+    monkeypatch.setenv("LORSA_CACHE", str(folder))
+    return folder
+
+
+def stored(cache: Path) -> dict[str, float]:
+    return {path.name: path.stat().st_mtime for path in cache.rglob("*.safetensors")}
+
+
+def test_what_is_prefetched_is_not_computed_again(
+    cache: Path, capsys: pytest.CaptureFixture[str], job, monkeypatch: pytest.MonkeyPatch
+):
+    prefetch(["method=lorsa"])
+    first = stored(cache)
+    assert f"tiny_llama: {len(first)} bases in {cache}, {len(first)} of them computed now." in capsys.readouterr().out
+    prefetch(["method=lorsa_subspace", "method.config.k=16"])
+    assert f"{len(first)} bases in {cache}, 0 of them computed now." in capsys.readouterr().out
+
+    def fail(*_: object) -> None:
+        raise AssertionError("a second decomposition")
+
+    monkeypatch.setattr("lorsa.methods.lorsa.cache.singular_basis", fail)
+    result = job("debug=smoke", "method=lorsa")
+    assert stored(cache) == first
+    assert {"basis", "select", "adapt"} <= result["timings"].keys()
+
+
+def test_a_method_without_bases_and_a_wrong_override_are_refused(cache: Path):
+    with pytest.raises(UserError, match=r"^method=lora needs no bases; LoRSA's methods do, such as method=lorsa\.$"):
+        prefetch(["method=lora"])
+    with pytest.raises(UserError, match=r"there is no model named 'tiny_lama'.*tiny_llama"):
+        prefetch(["model=tiny_lama"])
+    assert not cache.exists()
+
+
+def test_a_cache_that_cannot_be_written_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("LORSA_CACHE", str(tmp_path / "file"))
+    with pytest.raises(MethodError, match=r"Cannot store the basis of .*set LORSA_CACHE to a folder"):
+        prefetch(["method=lorsa"])
