@@ -8,7 +8,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
 import shutil
@@ -20,6 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from filelock import FileLock
 from torch import Tensor, nn
 
 from lorsa.methods.errors import MethodError
@@ -91,8 +91,7 @@ class BasisCache:
         """Compute and store a basis, unless a whole one is there once the lock is held; return which."""
         with _writing(path, weight, name):
             self.folder.mkdir(parents=True, exist_ok=True)
-            with path.with_suffix(".lock").open("a") as lock:
-                fcntl.flock(lock, fcntl.LOCK_EX)  # released with the file, also by a kill
+            with FileLock(path.with_suffix(".lock")):  # released by a kill, too
                 if path.exists():
                     try:
                         BasisFile(path).verify()
