@@ -15,7 +15,7 @@ from transformers import DataCollatorWithPadding, TrainerCallback, get_linear_sc
 
 from lorsa.runner.batches import EncodedRows, LengthBucketSampler
 from lorsa.runner.compose import compose
-from lorsa.runner.job import adapt, load, make_trainer, prepare
+from lorsa.runner.job import Clock, adapt, load, make_trainer, prepare
 from lorsa.runner.rundir import RunDirectory
 
 ROUNDS = 5
@@ -51,7 +51,7 @@ def seconds_per_update(overrides: list[str], updates: int) -> tuple[float, float
             cfg = compose(f"runs_dir={folder}", f"train.max_steps={updates}", "method=lora", *overrides)
             device, method = prepare(cfg)
             _, base, rows = load(cfg)
-            model, _ = adapt(cfg, method, base, rows["train"], device)
+            model, _ = adapt(cfg, method, base, rows["train"], device, Clock())
             directory = RunDirectory(folder, "bench")
             directory.path.mkdir()
             trainer = make_trainer(cfg, base, model, rows, directory)

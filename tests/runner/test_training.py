@@ -13,7 +13,7 @@ from transformers import TrainerCallback
 
 from lorsa.runner.compose import compose
 from lorsa.runner.errors import DivergedError
-from lorsa.runner.job import adapt, load, make_trainer, prepare, run
+from lorsa.runner.job import Clock, adapt, load, make_trainer, prepare, run
 from lorsa.runner.rundir import RunDirectory
 from lorsa.runner.signature import signature
 from lorsa.runner.training import WEIGHTS_FILE, last_checkpoint, total_updates
@@ -45,7 +45,7 @@ def trainer_for(runs_dir, *overrides):
     cfg = compose(f"runs_dir={runs_dir}", "train.overfit_rows=24", "train.batch_size=8", *overrides)
     device, method = prepare(cfg)
     _, base, rows = load(cfg)
-    model, _ = adapt(cfg, method, base, rows["train"], device)
+    model, _ = adapt(cfg, method, base, rows["train"], device, Clock())
     directory = RunDirectory(str(runs_dir), "run")
     directory.path.mkdir(parents=True, exist_ok=True)
     return make_trainer(cfg, base, model, rows, directory)
