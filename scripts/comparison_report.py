@@ -216,7 +216,7 @@ def report(rows: Sequence[Row], settings: Mapping[str, Any], folder: Path) -> st
         "once per run. Numbers are points (100 x the metric), mean ± standard deviation over seeds; a number in "
         "brackets says how many seeds there are yet. `minus` a method is paired by task and seed, with its 95 % "
         "confidence interval. Time and memory are ratios to that method, of runs that shared a machine with other "
-        "work: read them as rough.",
+        "work: read them as rough. What was found, and what was tried, is in [FINDINGS.md](FINDINGS.md).",
     ]
     for stage, plan in settings["stages"].items():
         of_stage = [row for row in rows if row.stage == stage]

@@ -4,7 +4,9 @@ import re
 
 import pytest
 from commands import lorsa_run_lines, overrides_of
+from typer.main import get_command
 
+from lorsa.runner.app import app
 from lorsa.runner.compose import compose
 
 
@@ -24,6 +26,17 @@ def test_every_lorsa_run_line_composes(readme):
     for line in lines:
         for overrides in overrides_of(line):
             compose(*overrides)
+
+
+def test_every_lorsa_command_takes_the_options_that_are_shown(readme):
+    commands = get_command(app).commands
+    lines = [line.partition("#")[0].split()[1:] for line in shell_lines(readme) if line.startswith("lorsa ")]
+    assert {line[0] for line in lines} == set(commands)
+    for name, *words in lines:
+        options = {option for parameter in commands[name].params for option in parameter.opts}
+        assert {word for word in words if word.startswith("--")} <= options, name
+        if name == "prefetch":
+            compose(*words)
 
 
 def test_every_make_target_exists(readme, repository):
