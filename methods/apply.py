@@ -69,13 +69,13 @@ def select(
     Raises:
         MethodError: the config does not fit the model.
     """
-    _name_head(config, head)
+    name_head(config, head)
     if config.components is None:
         select_components(model, config, calibration)
 
 
-def _name_head(config: PeftConfig, head: list[str]) -> None:
-    # First of all: they keep the head out of `target_modules="all-linear"`.
+def name_head(config: PeftConfig, head: list[str]) -> None:
+    """Write to a config that the head trains whole, which also keeps it out of `target_modules="all-linear"`."""
     config.task_type = TaskType.SEQ_CLS
     asked = list(getattr(config, "modules_to_save", None) or ())
     config.modules_to_save = [*head, *(name for name in asked if name not in head)]  # type: ignore[attr-defined]
@@ -107,7 +107,7 @@ def apply(
     if isinstance(config, SelectedConfig):
         model = select_parameters(model, config, head)
     else:
-        _name_head(config, head)
+        name_head(config, head)  # before anything asks for the targets
         if config.is_prompt_learning:
             raise MethodError(f"{type(config).__name__} adds tokens to the text, after which a model pools elsewhere.")
         if getattr(config, "target_modules", None) is not None:

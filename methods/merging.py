@@ -48,7 +48,9 @@ def merge_adapter(model: PeftModel, rows: Mapping[str, Tensor]) -> nn.Module:
     precision = max(torch.finfo(parameter.dtype).eps for parameter in base.parameters())
     change = ((after - before).abs().max() / before.abs().max().clamp(min=1.0)).item()
     if not change <= 4 * precision**0.5:
-        raise MethodError(f"PEFT's merge of {method} changes the model's answers, by up to {change:.1g} of a logit.")
+        raise MethodError(
+            f"PEFT's merge of {method} changes the model's answers, by up to {change:.1g} of the largest."
+        )
     return base
 
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lorsa.runner.commands.finished import read_result
 from lorsa.runner.errors import UserError
-from lorsa.runner.rundir import RunDirectory
 
 if TYPE_CHECKING:
     from lorsa.methods.lorsa.movement import Movement
@@ -76,14 +76,8 @@ def read_run(folder: Path) -> Analysis:
     Raises:
         UserError: it is no run directory, not finished, of another method, or its adapter is damaged.
     """
-    folder = folder.expanduser().resolve()
-    if not any((folder / name).is_file() for name in ("result.json", "config.yaml", "status.json")):
-        raise UserError(f"{folder} is not a run directory; give a folder that a run left, runs/<signature>.")
-    directory = RunDirectory(str(folder.parent), folder.name)
-    result = directory.result()
-    if result is None:
-        state = directory.status().get("state", "unknown")
-        raise UserError(f"The run {folder} is not finished (its state: {state}); it has no result.json yet.")
+    directory, result = read_result(folder)
+    folder = directory.path
     components = result.get("components")
     if components is None:
         raise UserError(

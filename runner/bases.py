@@ -5,11 +5,12 @@ from __future__ import annotations
 from torch import nn
 
 from lorsa.methods import LorsaConfig
+from lorsa.methods.apply import name_head
 from lorsa.methods.lorsa import BasisCache, default_folder, prefetch, resolve_budget, target_layers
 from lorsa.runner.terminal import console
 
 
-def fill_cache(model: nn.Module, config: LorsaConfig) -> tuple[int, int]:
+def fill_cache(model: nn.Module, head: list[str], config: LorsaConfig) -> tuple[int, int]:
     """Compute the bases of the modules that `config` targets, one after the other, unless they are in the cache.
 
     What is done stays done: interrupted, it goes on with the next matrix.
@@ -22,6 +23,7 @@ def fill_cache(model: nn.Module, config: LorsaConfig) -> tuple[int, int]:
     """
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
+    name_head(config, head)
     resolve_budget(model, config)
     layers = target_layers(model, config)
     computed = 0

@@ -179,7 +179,7 @@ def adapt(
     base.model.to(device)  # type: ignore[arg-type]  # transformers' wrapper of `to` hides its signature
     if isinstance(method, LorsaConfig):
         with clock.part("basis"):
-            fill_cache(base.model, method)
+            fill_cache(base.model, base.head, method)
         with clock.part("select"):
             select(
                 base.model,

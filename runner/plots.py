@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
+import io
 from collections.abc import Sequence
 from itertools import groupby
 from math import isfinite
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from lorsa.runner.analysis import Analysis, Module
 from lorsa.runner.errors import UserError
+from lorsa.runner.rundir import write_atomic
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -31,18 +31,12 @@ def save_figure(analyses: Sequence[Analysis], path: Path) -> None:
     """
     path = path.expanduser()
     figure = draw(analyses)
-    temporary = None
+    image = io.BytesIO()
+    figure.savefig(image, format=path.suffix[1:].lower(), dpi=150)
     try:
-        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        os.close(descriptor)
-        figure.savefig(temporary, format=path.suffix[1:].lower(), dpi=150)
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(path)
+        write_atomic(path, image.getvalue())
     except OSError as error:
         raise UserError(f"Cannot write the figure {path}: {error.strerror or error}.") from error
-    finally:
-        if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
 
 
 def draw(analyses: Sequence[Analysis]) -> Figure:

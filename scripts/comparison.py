@@ -18,6 +18,7 @@ import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -61,6 +62,11 @@ class Row(Cell):
     peft: str
     cpu: str
     overrides: str
+
+    @property
+    def cell(self) -> Cell:
+        """What it is a run of."""
+        return Cell(self.stage, self.method, self.task, self.phase, self.lr, self.seed)
 
 
 def read_rows(path: Path) -> list[Row]:
@@ -106,6 +112,11 @@ class Plan:
         ]
         # What comes first gives the most useful partial table.
         self.methods.sort(key=lambda pair: pair[1].get("round", 1))
+        labels = {(stage, method["label"]) for stage, method in self.methods}
+        for stage, method in self.methods:
+            owner = method.get("lr_from", method["label"])
+            if (stage, owner) not in labels:
+                raise SystemExit(f"{method['label']} takes its learning rate from {owner}; name that, too.")
         self.tasks = [task for task in self.settings["tasks"] if not tasks or task in tasks]
 
     def ready(self, rows: Iterable[Row]) -> Iterator[tuple[Cell, list[str]]]:
@@ -127,6 +138,14 @@ class Plan:
                 for seed in self.settings["stages"][stage]["seeds"]:
                     cell = Cell(stage, method["label"], task, "final", best, seed)
                     yield cell, self.overrides(cell, method)
+
+    def current(self, rows: Sequence[Row]) -> list[Row]:
+        """Return the rows that are what the plan asks for now: a changed grid or recipe leaves others behind."""
+        searches = [row for row in rows if row.phase == "search"]
+        cells: dict[Cell, list[str]] = dict(self.ready(searches))
+        searches = [row for row in searches if json.loads(row.overrides) == cells.get(row.cell)]
+        cells = dict(self.ready(searches))
+        return [row for row in rows if json.loads(row.overrides) == cells.get(row.cell)]
 
     def _rates(self, stage: str, label: str) -> list[float]:
         for entry in self.settings["stages"][stage]["methods"]:
@@ -196,8 +215,10 @@ def main() -> int:
     parser.add_argument("--list", action="store_true", help="print what is missing and could start now, and stop")
     args = parser.parse_args()
     plan = Plan(args.plan, args.stage, args.method, args.task)
-    rows = read_rows(args.csv)
-    done = {Cell(*(getattr(row, name) for name in Cell.__dataclass_fields__)) for row in rows}
+    everything = read_rows(args.csv)
+    rows = plan.current(everything)
+    done = {row.cell for row in rows}
+    print(f"{len(rows)} runs are in {args.csv}.", file=sys.stderr)
     if args.list:
         for cell, overrides in plan.ready(rows):
             if cell not in done:
@@ -208,7 +229,9 @@ def main() -> int:
     log = str(args.runs / "comparison.log")
     running: dict[Future[Row], Cell] = {}
     failed: set[Cell] = set()
-    with ProcessPoolExecutor(args.workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+    # A process for each run: peak memory is the process'.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(args.workers, mp_context=context, max_tasks_per_child=1) as pool:
         while True:
             for cell, overrides in plan.ready(rows):
                 if len(running) == args.workers:
@@ -224,6 +247,8 @@ def main() -> int:
                 cell = running.pop(future)
                 try:
                     row = future.result()
+                except BrokenProcessPool:
+                    raise SystemExit(f"A worker was killed in {cell}; the same command goes on.") from None
                 except Exception as error:
                     failed.add(cell)
                     print(f"FAILED {cell}: {type(error).__name__}: {error}", file=sys.stderr, flush=True)

@@ -2,8 +2,8 @@
 
     python scripts/comparison_report.py
 
-A method is scored where all its tasks and seeds are there; what is missing is said. Scores are points: 100 times the
-task's metric on the validation set.
+The mean over tasks is given where all tasks and seeds are there, a difference where two seeds of every task are.
+Scores are points: 100 times the task's metric on the validation set.
 """
 
 from __future__ import annotations
@@ -12,17 +12,16 @@ import argparse
 import math
 import statistics
 import sys
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from scipy import stats
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from comparison import CSV, HERE, Row, read_rows
+from comparison import CSV, HERE, Plan, Row, read_rows
 
 REFERENCE = "lora r=8"
 
@@ -194,7 +193,7 @@ def plot(results: Results, methods: Sequence[Mapping[str, Any]], seeds: int, pat
             axes.annotate(point[3], point[:2], xytext=(4, 5), textcoords="offset points", fontsize=7)
     axes.set_xscale("log")
     axes.set_xlabel("adapter parameters")
-    axes.set_ylabel("mean validation score over four tasks, points (± standard error)")
+    axes.set_ylabel("mean validation score over the tasks, points (± standard error)")
     axes.set_title(title)
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
@@ -211,8 +210,9 @@ def report(rows: Sequence[Row], settings: Mapping[str, Any], folder: Path) -> st
         "",
         "Written by `python scripts/comparison_report.py` from [runs.csv](runs.csv), which "
         "`python scripts/comparison.py` fills; [scripts/comparison.yaml](../../scripts/comparison.yaml) says what "
-        "runs. Every method has the same number of learning rates, tried with seed "
-        f"{settings['search_seed']} and chosen per task on a part of the training rows; the validation set is scored "
+        "runs. Within a stage every method has the same number of learning rates, tried with seed "
+        f"{settings['search_seed']} and chosen per task on a part of the training rows (in stage C the rules share "
+        "principal's); the validation set is scored "
         "once per run. Numbers are points (100 x the metric), mean ± standard deviation over seeds; a number in "
         "brackets says how many seeds there are yet. `minus` a method is paired by task and seed, with its 95 % "
         "confidence interval. Time and memory are ratios to that method, of runs that shared a machine with other "
@@ -236,10 +236,11 @@ def report(rows: Sequence[Row], settings: Mapping[str, Any], folder: Path) -> st
             lines += ["", f"![Score against parameters]({file})"]
         lines += ["", "Learning rates, dev score with the search seed:", ""]
         lines += rates(of_stage, plan["methods"], tasks)
-    made = {(row.cpu, row.torch, row.peft) for row in rows}
+    made = Counter((row.cpu, row.torch, row.peft) for row in rows)
     commits = sorted({row.commit for row in rows})
     lines += ["", "## What ran", ""]
-    lines += [f"- {len(rows)} runs on {cpu}, one thread each, torch {torch}, peft {peft}." for cpu, torch, peft in made]
+    for (cpu, torch, peft), count in sorted(made.items()):
+        lines.append(f"- {count} runs on {cpu}, one thread each, torch {torch}, peft {peft}.")
     lines += [f"- Commits: {', '.join(commits)}."]
     return "\n".join(lines) + "\n"
 
@@ -251,7 +252,12 @@ def main() -> None:
     parser.add_argument("--plan", type=Path, default=HERE / "comparison.yaml")
     args = parser.parse_args()
     folder = args.csv.parent
-    text = report(read_rows(args.csv), yaml.safe_load(args.plan.read_text()), folder)
+    plan = Plan(args.plan, [], [], [])
+    rows = read_rows(args.csv)
+    current = plan.current(rows)
+    if len(current) < len(rows):
+        print(f"{len(rows) - len(current)} runs of the CSV are not what the plan asks for now; they are left out.")
+    text = report(current, plan.settings, folder)
     (folder / "README.md").write_text(text)
 
 

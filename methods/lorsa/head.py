@@ -38,7 +38,8 @@ class _Replay(nn.Module):
 def fitted_head(model: nn.Module, head: Sequence[str], batches: Sequence[Mapping[str, Tensor]]) -> Iterator[None]:
     """Within, the head minimises the loss on `batches` over the frozen backbone; afterwards it is as it was.
 
-    The backbone runs once. L-BFGS with a line search is deterministic and wants no learning rate.
+    The backbone runs once; what of the head lies inside it, as a pooler does in some models, is left as it is. L-BFGS
+    with a line search is deterministic and wants no learning rate.
 
     Args:
         model: a transformers model with a head on a backbone (`model.base_model_prefix`), in evaluation mode.
@@ -68,6 +69,8 @@ def fitted_head(model: nn.Module, head: Sequence[str], batches: Sequence[Mapping
             parameter.requires_grad_(True)
         _minimise(model, parameters, replay, outputs, batches)
         setattr(model, prefix, backbone)
+        outputs.clear()
+        replay.outputs = None
         for parameter in parameters:
             parameter.requires_grad_(False)
             parameter.grad = None

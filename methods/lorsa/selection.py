@@ -28,7 +28,7 @@ from lorsa.methods.lorsa.budget import resolve_budget
 from lorsa.methods.lorsa.cache import BasisCache, StoredBasis, default_folder
 from lorsa.methods.lorsa.config import CALIBRATED, LorsaConfig
 from lorsa.methods.lorsa.head import fitted_head
-from lorsa.methods.lorsa.sensitivity import Batch, check_finite, frozen_evaluation, mean_gradients, squared_gradients
+from lorsa.methods.lorsa.sensitivity import Batch, frozen_evaluation, mean_gradients, squared_gradients
 from lorsa.methods.targets import is_quantized, target_modules
 
 
@@ -52,15 +52,14 @@ def target_layers(model: nn.Module, config: LorsaConfig) -> dict[str, nn.Linear]
 
 
 class Bases:
-    """The full bases of a model's modules, from the cache, computed where they are not there.
+    """The full bases of a model's modules, from the cache in `default_folder`, computed where they are not there.
 
     Args:
         layers: the modules, by name.
-        cache: where bases are kept; default, the folder that `default_folder` names.
     """
 
-    def __init__(self, layers: Mapping[str, nn.Linear], cache: BasisCache | None = None) -> None:
-        cache = cache or BasisCache(default_folder())
+    def __init__(self, layers: Mapping[str, nn.Linear]) -> None:
+        cache = BasisCache(default_folder())
         self.stored: dict[str, StoredBasis] = {name: cache.basis(layer.weight, name) for name, layer in layers.items()}
 
     def __call__(self, name: str, device: torch.device) -> Basis:
@@ -69,7 +68,7 @@ class Bases:
 
 
 def select_components(
-    model: nn.Module, config: LorsaConfig, batches: Iterable[Batch] | None = None, cache: BasisCache | None = None
+    model: nn.Module, config: LorsaConfig, batches: Iterable[Batch] | None = None
 ) -> dict[str, list[int]]:
     """Choose the components to adapt, and write the choice to `config.components`.
 
@@ -78,7 +77,6 @@ def select_components(
         config: says which modules, which rule, and how many components. `modules_to_save` names the head.
         batches: keyword arguments of `model.forward`, with labels: for `sensitivity` and `fisher`. The model runs in
             evaluation mode, so a deterministic model gives a deterministic choice.
-        cache: where bases are read from and kept; default, the folder that `default_folder` names.
 
     Returns:
         {module name: ascending indices of the selected components}.
@@ -103,9 +101,9 @@ def select_components(
         rows = [{key: value.to(device) for key, value in batch.items()} for batch in batches]
         if not rows:
             raise MethodError(f"LoRSA: selection={config.selection} got no calibration rows.")
-        components = _by_gradients(model, layers, Bases(layers, cache), config, rows)
+        components = _by_gradients(model, layers, Bases(layers), config, rows)
     else:
-        components = _top(_data_free_scores(layers, config, cache), config)
+        components = _top(_data_free_scores(layers, config), config)
     config.components = components
     return components
 
@@ -113,32 +111,32 @@ def select_components(
 def _by_gradients(
     model: nn.Module, layers: Mapping[str, nn.Linear], bases: Bases, config: LorsaConfig, rows: Sequence[Batch]
 ) -> dict[str, list[int]]:
-    pairs = config.selection == "sensitivity" and config.rotate == "selected" and config.r > 0
+    diagonal = config.rotate == "all" or config.r == 0  # values alone count
     with frozen_evaluation(model), fitted_head(model, config.modules_to_save or [], rows):
         if config.selection == "fisher":
-            gradients = squared_gradients(model, layers, bases, rows)
-        else:
-            gradients = mean_gradients(model, layers, bases, rows, diagonal=not pairs)
-    check_finite(gradients)
-    for name, layer in layers.items():
-        rank = min(layer.weight.shape)
-        # A module that the loss does not depend on has no gradient.
-        gradients.setdefault(name, torch.zeros((rank, rank) if pairs else rank))
-    if config.selection == "fisher":
-        return _top(gradients, config)
-    gains = pair_gains if config.space == "subspace" else own_gains
-    return _top({name: gains(M, bases.stored[name].s.to(M.device, M.dtype)) for name, M in gradients.items()}, config)
+            return _top(squared_gradients(model, layers, bases, rows), config)
+        gains = value_gains if diagonal else pair_gains if config.space == "subspace" else own_gains
+        scores = mean_gradients(
+            model, layers, bases, rows, diagonal, lambda name, M: gains(M, bases.stored[name].s.to(M.device, M.dtype))
+        )
+    return _top(scores, config)
+
+
+def value_gains(M: Tensor, s: Tensor) -> Tensor:
+    """Return what each component brings by its value alone, (K,), from the diagonal of M, (K,)."""
+    return M.square()
 
 
 def own_gains(M: Tensor, s: Tensor) -> Tensor:
-    """Return what each component brings on its own, (K,): its value, and its vectors turned towards any other.
+    """Return what each component brings on its own, (K,): its value, and its vectors turned towards any other's.
+
+    The longer side of a weight that is not square has directions outside the span of its singular vectors; turning
+    there is not counted.
 
     Args:
-        M: (K, K), the mean gradient in the module's basis; its diagonal (K,) where values alone count.
+        M: (K, K), the mean gradient in the module's basis.
         s: (K,) singular values.
     """
-    if M.ndim == 1:
-        return M.square()
     value = M.diagonal().square()
     return value + s.square() * (M.square().sum(0) + M.square().sum(1) - 2 * value)
 
@@ -148,15 +146,11 @@ def pair_gains(M: Tensor, s: Tensor) -> Tensor:
 
     Arguments as for `own_gains`.
     """
-    if M.ndim == 1:
-        return M.square()
     left, right = M * s, M * s[:, None]  # s_j M_ij and s_i M_ij
     return M.diagonal().square() + (left - left.mT).square().sum(1) + (right - right.mT).square().sum(1)
 
 
-def _data_free_scores(
-    layers: Mapping[str, nn.Linear], config: LorsaConfig, cache: BasisCache | None
-) -> dict[str, Tensor]:
+def _data_free_scores(layers: Mapping[str, nn.Linear], config: LorsaConfig) -> dict[str, Tensor]:
     """Return the score of each component under a rule that needs no gradients, {module name: (K,)}."""
     counts = {name: min(layer.weight.shape) for name, layer in layers.items()}
     if config.selection == "random":
@@ -167,7 +161,7 @@ def _data_free_scores(
         }
     sign = 1.0 if config.selection == "principal" else -1.0
     if config.allocation == "global":
-        return {name: sign * stored.s for name, stored in Bases(layers, cache).stored.items()}
+        return {name: sign * stored.s for name, stored in Bases(layers).stored.items()}
     return {name: sign * torch.arange(count, 0, -1, dtype=torch.float64) for name, count in counts.items()}
 
 

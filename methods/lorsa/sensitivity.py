@@ -29,8 +29,9 @@ def mean_gradients(
     basis: Callable[[str, torch.device], Basis],
     batches: Sequence[Batch],
     diagonal: bool,
+    reduce: Callable[[str, Tensor], Tensor],
 ) -> dict[str, Tensor]:
-    """Return M of the mean loss over all rows, {module name: (K, K)}, or its diagonals (K,), in the basis' dtype.
+    """Return what `reduce` makes of each module's M, of the mean loss over all rows.
 
     Args:
         model: in evaluation mode, nothing requiring a gradient.
@@ -38,18 +39,30 @@ def mean_gradients(
         basis: gives the full basis of a module on a device, whenever it is asked.
         batches: keyword arguments of `model.forward` with labels, on the model's device.
         diagonal: accumulate the diagonal alone.
+        reduce: called once per module with its name and its M, (K, K) or for `diagonal` (K,), in the basis' dtype. Of
+            the modules' M no more than BYTES_PER_PASS are there at a time.
+
+    Raises:
+        MethodError: a gradient is not finite.
     """
     rows = sum(map(_rows, batches))
     result: dict[str, Tensor] = {}
     for group in _groups(layers, diagonal):
+        sums: dict[str, Tensor] = {}
 
-        def add(name: str, left: Tensor, right: Tensor) -> None:
+        def add(name: str, left: Tensor, right: Tensor, sums: dict[str, Tensor] = sums) -> None:
             M = (left * right).sum(0) if diagonal else left.mT @ right
-            result[name] = result[name] + M if name in result else M
+            sums[name] = sums[name] + M if name in sums else M
 
         with _projected({name: layers[name] for name in group}, basis, add):
             for batch in batches:
                 (model(**batch).loss * (_rows(batch) / rows)).backward()
+        check_finite(sums)
+        for name in group:
+            rank = min(layers[name].weight.shape)
+            # A module that the loss does not depend on has no gradient.
+            M = sums.pop(name, None)
+            result[name] = reduce(name, torch.zeros((rank,) if diagonal else (rank, rank)) if M is None else M)
     return result
 
 
@@ -62,6 +75,9 @@ def squared_gradients(
     """Return the mean over rows of M_ii^2, the diagonal of the empirical Fisher information, {module name: (K,)}.
 
     Arguments as for `mean_gradients`. The rows pass through the model one by one.
+
+    Raises:
+        MethodError: a gradient is not finite.
     """
     rows = 0
     result: dict[str, Tensor] = {}
@@ -81,7 +97,11 @@ def squared_gradients(
                 for name, M in of_row.items():
                     result[name] = result[name] + M.square() if name in result else M.square()
                 rows += 1
-    return {name: total / rows for name, total in result.items()}
+    check_finite(result)
+    return {
+        name: result[name] / rows if name in result else torch.zeros(min(layer.weight.shape))
+        for name, layer in layers.items()
+    }
 
 
 @contextmanager
@@ -131,13 +151,19 @@ def _groups(layers: Mapping[str, nn.Linear], diagonal: bool) -> list[list[str]]:
 
 @contextmanager
 def frozen_evaluation(model: nn.Module) -> Iterator[None]:
-    """Within, the model is in evaluation mode and none of its parameters requires a gradient."""
+    """Within, the model is in evaluation mode, keeps no keys and values, and no parameter requires a gradient."""
+    config = getattr(model, "config", None)
+    use_cache = getattr(config, "use_cache", None)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     modes = [(module, module.training) for module in model.modules()]
     try:
         model.eval().requires_grad_(False)
+        if config is not None and use_cache:
+            config.use_cache = False
         yield
     finally:
+        if config is not None and use_cache:
+            config.use_cache = use_cache
         for parameter in trained:
             parameter.requires_grad_(True)
         for module, training in modes:

@@ -45,6 +45,16 @@ def read_run(path: Path) -> FinishedRun:
     Raises:
         UserError: there is no such run, it is not finished, or its files are damaged.
     """
+    directory, result = read_result(path)
+    return FinishedRun(directory, _config(directory, result), _peft_type(directory.adapter))
+
+
+def read_result(path: Path) -> tuple[RunDirectory, dict[str, Any]]:
+    """Return the directory of a finished run and its result.json.
+
+    Raises:
+        UserError: there is no such run, it is not finished, or its result is damaged.
+    """
     from lorsa.runner.rundir import RunDirectory
 
     path = path.expanduser()
@@ -55,7 +65,7 @@ def read_run(path: Path) -> FinishedRun:
     result = directory.result()
     if result is None:
         raise UserError(_unfinished(path, directory))
-    return FinishedRun(directory, _config(directory, result), _peft_type(directory.adapter))
+    return directory, result
 
 
 def load_run(run: FinishedRun) -> tuple[BaseModel, nn.Module]:
@@ -145,6 +155,8 @@ def _load_adapter(run: FinishedRun, base: BaseModel) -> nn.Module:
             # An adapter without a part of its tensors gets a warning alone from PEFT.
             warnings.filterwarnings("error", message="Found missing adapter keys")
             return PeftModel.from_pretrained(base.model, str(adapter))
+    except MemoryError:
+        raise
     except Exception as error:
         raise _damaged(adapter, error) from error
 
@@ -166,7 +178,7 @@ def _load_selected(adapter: Path, base: BaseModel) -> nn.Module:
 
 
 def _damaged(adapter: Path, error: Exception) -> UserError:
-    return UserError(f"{adapter} is damaged ({_first_line(error)}); run again with force=true.")
+    return UserError(f"{adapter} is damaged, or not of this base model ({_first_line(error)}).")
 
 
 def _first_line(error: Exception) -> str:

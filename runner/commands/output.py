@@ -41,7 +41,10 @@ def check_out(out: Path, force: bool, keep: Iterable[Path]) -> Path:
 
 
 def _replaceable(out: Path) -> bool:
-    return out.is_dir() and (not any(out.iterdir()) or any((out / name).is_file() for name in _OURS))
+    if not out.is_dir() or (out.parent / "result.json").is_file():  # no folder, or a run's own
+        return False
+    written = any((out / name).is_file() for name in _OURS) and any(out.glob("*.safetensors"))
+    return written or not any(out.iterdir())
 
 
 @contextmanager

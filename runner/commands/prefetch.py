@@ -42,7 +42,7 @@ def prefetch(
     device, method = prepare(cfg)
     if not isinstance(method, LorsaConfig):
         raise UserError(f"method={cfg.method.name} needs no bases; LoRSA's methods do, such as method=lorsa.")
-    model = load_model(cfg, load_tokenizer(cfg)).model
-    model.to(device)  # type: ignore[arg-type]  # transformers' wrapper of `to` hides its signature
-    computed, count = fill_cache(model, method)
+    base = load_model(cfg, load_tokenizer(cfg))
+    base.model.to(device)  # type: ignore[arg-type]  # transformers' wrapper of `to` hides its signature
+    computed, count = fill_cache(base.model, base.head, method)
     say(f"{cfg.model.name}: {count} bases in {default_folder()}, {computed} of them computed now.")

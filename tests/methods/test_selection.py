@@ -54,8 +54,9 @@ def test_gradient_rules_take_the_highest_scores(selection: str, form: str, alloc
         if selection == "fisher":
             scores = squared_gradients(model, found, Bases(found), [batch(2)])
         else:
-            gradients = mean_gradients(model, found, Bases(found), [batch(2)], diagonal=True)
-            scores = {name: gradient.square() for name, gradient in gradients.items()}
+            scores = mean_gradients(
+                model, found, Bases(found), [batch(2)], diagonal=True, reduce=lambda _, M: M.square()
+            )
     flat = sorted(((score.item(), name, i) for name, each in scores.items() for i, score in enumerate(each)))
     if allocation == "global":
         best = flat[-3 * len(found) :]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import weakref
+
 import pytest
 import torch
 from tiny_models import ARCHITECTURES, batch, build
@@ -10,7 +12,7 @@ from torch.func import functional_call
 
 from lorsa.methods import LorsaConfig, MethodError
 from lorsa.methods.lorsa import Basis, sensitivity, singular_basis, target_layers
-from lorsa.methods.lorsa.selection import own_gains, pair_gains
+from lorsa.methods.lorsa.selection import own_gains, pair_gains, value_gains
 from lorsa.methods.lorsa.sensitivity import check_finite, frozen_evaluation, mean_gradients, squared_gradients
 
 
@@ -37,7 +39,7 @@ def streamed(
 ) -> dict[str, Tensor]:
     layers = layers_of(model, architecture)
     with frozen_evaluation(model):
-        return mean_gradients(model, layers, Bases(layers), batches, diagonal)
+        return mean_gradients(model, layers, Bases(layers), batches, diagonal, lambda name, M: M)
 
 
 def weight_gradients(model: nn.Module, architecture: str, rows: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -92,9 +94,19 @@ def test_several_passes_give_what_one_pass_gives(monkeypatch: pytest.MonkeyPatch
     whole = streamed(build("bert"), "bert", [batch(3)])
     monkeypatch.setattr(sensitivity, "BYTES_PER_PASS", 2 * 8 * 12 * 12)  # two modules at a time
     assert len(sensitivity._groups(layers_of(build("bert"), "bert"), diagonal=False)) == 4
-    parts = streamed(build("bert"), "bert", [batch(3)])
+    alive: list[weakref.ref[Tensor]] = []
+
+    def reduce(name: str, M: Tensor) -> Tensor:
+        alive.append(weakref.ref(M))
+        assert sum(each() is not None for each in alive) <= 2
+        return M.sum(1)
+
+    model = build("bert")
+    layers = layers_of(model, "bert")
+    with frozen_evaluation(model):
+        parts = mean_gradients(model, layers, Bases(layers), [batch(3)], False, reduce)
     for name, M in whole.items():
-        assert torch.equal(M, parts[name])
+        assert torch.equal(M.sum(1), parts[name])
 
 
 class Spectral(nn.Module):
@@ -142,7 +154,7 @@ def test_gains_are_the_squared_gradients_of_the_parameters_that_a_component_brin
         torch.testing.assert_close(gains, expected, rtol=1e-3, atol=1e-4 * expected.max().item())
 
 
-def test_own_gains_are_the_squared_gradients_of_a_value_and_of_turning_its_vectors_anywhere():
+def test_own_gains_are_the_squared_gradients_of_a_value_and_of_turning_its_vectors_to_any_other():
     generator = torch.Generator().manual_seed(0)
     G = torch.randn(6, 6, generator=generator, dtype=torch.float64)
     W = torch.randn(6, 6, generator=generator, dtype=torch.float64)
@@ -156,7 +168,8 @@ def test_own_gains_are_the_squared_gradients_of_a_value_and_of_turning_its_vecto
         turned_u = u.grad - (u.grad @ U[:, i]) * U[:, i]
         turned_v = v.grad - (v.grad @ Vt[i]) * Vt[i]
         torch.testing.assert_close(gains[i], value.grad**2 + turned_u.square().sum() + turned_v.square().sum())
-    torch.testing.assert_close(own_gains(torch.tensor([3.0, -2.0]), s[:2].float()), torch.tensor([9.0, 4.0]))
+    values = torch.tensor([3.0, -2.0])
+    torch.testing.assert_close(value_gains(values, s[:2].float()), values.square())
 
 
 def test_gradients_ignore_dropout_and_leave_the_model_as_it_was():

@@ -40,6 +40,16 @@ def test_what_is_prefetched_is_not_computed_again(
     assert {"basis", "select", "adapt"} <= result["timings"].keys()
 
 
+def test_all_linear_leaves_out_the_head_and_counts_the_budget_without_it(cache: Path, job):
+    overrides = ("task=stsb", "method=lorsa_subspace", "method.config.target_modules=all-linear")
+    overrides += ("method.config.budget=3", "method.config.allocation=layer", "method.config.selection=principal")
+    prefetch(list(overrides))
+    assert len(stored(cache)) == 28
+    result = job("debug=smoke", *overrides)
+    assert len(stored(cache)) == len(result["components"]) == 28
+    assert 0.015 < result["adapter_params"] / result["total_params"] <= 0.03
+
+
 def test_a_method_without_bases_and_a_wrong_override_are_refused(cache: Path):
     with pytest.raises(UserError, match=r"^method=lora needs no bases; LoRSA's methods do, such as method=lorsa\.$"):
         prefetch(["method=lora"])
