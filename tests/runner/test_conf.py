@@ -21,7 +21,6 @@ NEEDED = {
     "data/local": ["data.path=somewhere"],
     "model/hf": ["model.path=gpt2"],
     "method/peft": ["method.config._target_=peft.LoraConfig"],
-    "experiment/minilm_3000": ["data.path=somewhere"],
     "experiment/smollm2_3000": ["data.path=somewhere"],
 }
 
