@@ -17,7 +17,7 @@ from omegaconf import OmegaConf
 from lorsa.runner.errors import UserError
 from lorsa.runner.rundir import RunDirectory
 from lorsa.runner.schema import JobConfig
-from lorsa.runner.signature import signature
+from lorsa.runner.signature import model_folder, signature
 from lorsa.runner.terminal import say, show_result
 from lorsa.runner.validate import check
 
@@ -277,6 +277,7 @@ def record(
     from lorsa.methods import save
     from lorsa.runner.device import git_state, hardware, peak_memory, versions
     from lorsa.runner.evaluation import or_null
+    from lorsa.runner.glue.fingerprint import content_fingerprint
     from lorsa.runner.metrics import primary_name, primary_over_splits
     from lorsa.runner.result import SCHEMA_VERSION, checked, to_text
     from lorsa.runner.rundir import writing
@@ -287,6 +288,7 @@ def record(
     dev = {"dev": scores["dev"]} if cfg.protocol == "split" else test
     updates = trainer.state.global_step - resumed_from
     seconds = clock.parts["train"]
+    folder = model_folder(cfg.model.path)
     result = {
         "schema_version": SCHEMA_VERSION,
         "signature": directory.signature,
@@ -332,6 +334,7 @@ def record(
         "versions": versions(),
         "git": git_state(),
         "model_commit": getattr(trainer.model.config, "_commit_hash", None),
+        "model_content": None if folder is None else content_fingerprint(folder),
         "attempts": directory.attempt,
         "resumed_from_step": resumed_from,
     }

@@ -112,11 +112,6 @@ class Plan:
         ]
         # What comes first gives the most useful partial table.
         self.methods.sort(key=lambda pair: pair[1].get("round", 1))
-        labels = {(stage, method["label"]) for stage, method in self.methods}
-        for stage, method in self.methods:
-            owner = method.get("lr_from", method["label"])
-            if (stage, owner) not in labels:
-                raise SystemExit(f"{method['label']} takes its learning rate from {owner}; name that, too.")
         self.tasks = [task for task in self.settings["tasks"] if not tasks or task in tasks]
 
     def ready(self, rows: Iterable[Row]) -> Iterator[tuple[Cell, list[str]]]:
@@ -124,14 +119,11 @@ class Plan:
         scores = {(row.stage, row.method, row.task, row.lr): row.dev for row in rows if row.phase == "search"}
         for stage, method in self.methods:
             for task in self.tasks:
-                # A selection rule takes the rate that another one was given: `lr_from` names it.
-                owner = method.get("lr_from", method["label"])
-                rates = self._rates(stage, owner)
-                if owner == method["label"]:
-                    for rate in rates:
-                        cell = Cell(stage, owner, task, "search", rate, self.settings["search_seed"])
-                        yield cell, self.overrides(cell, method)
-                found = [scores.get((stage, owner, task, rate)) for rate in rates]
+                rates = [float(rate) for rate in method["lr"]]
+                for rate in rates:
+                    cell = Cell(stage, method["label"], task, "search", rate, self.settings["search_seed"])
+                    yield cell, self.overrides(cell, method)
+                found = [scores.get((stage, method["label"], task, rate)) for rate in rates]
                 if None in found:
                     continue
                 best = rates[max(range(len(rates)), key=lambda index: found[index] or 0.0)]
@@ -146,12 +138,6 @@ class Plan:
         searches = [row for row in searches if json.loads(row.overrides) == cells.get(row.cell)]
         cells = dict(self.ready(searches))
         return [row for row in rows if json.loads(row.overrides) == cells.get(row.cell)]
-
-    def _rates(self, stage: str, label: str) -> list[float]:
-        for entry in self.settings["stages"][stage]["methods"]:
-            if entry["label"] == label:
-                return [float(rate) for rate in entry["lr"]]
-        raise SystemExit(f"scripts/comparison.yaml: stage {stage} has no method {label!r} to take a rate from.")
 
     def overrides(self, cell: Cell, method: dict[str, Any]) -> list[str]:
         """Return what lorsa-run would be given for this run, without the paths."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import json
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -38,7 +39,6 @@ PLAN = {
             "methods": [
                 {"label": "lora r=8", "overrides": ["method=lora"], "lr": [1e-3, 2e-3]},
                 {"label": "later", "overrides": ["method=lorsa"], "lr": [4e-3], "round": 2},
-                {"label": "alike", "overrides": ["method=lorsa", "x=1"], "lr_from": "lora r=8", "round": 3},
             ],
         }
     },
@@ -83,9 +83,21 @@ def test_searches_start_first_and_seeds_at_the_best_dev_rate(plan: comparison.Pl
         ("lora r=8", "sst2", 2e-3, 2),
         ("later", "sst2", 4e-3, 1),
         ("later", "sst2", 4e-3, 2),
-        ("alike", "sst2", 2e-3, 1),
-        ("alike", "sst2", 2e-3, 2),
     }
+
+
+def test_rows_that_the_plan_no_longer_asks_for_are_left_out(plan: comparison.Plan):
+    rows = []
+    for cell, overrides in plan.ready([]):
+        rows.append(row(cell, dev=cell.lr, overrides=json.dumps(overrides)))
+    finals = [(cell, overrides) for cell, overrides in plan.ready(rows) if cell.phase == "final"]
+    rows += [row(cell, overrides=json.dumps(overrides)) for cell, overrides in finals]
+    assert plan.current(rows) == rows
+    other_rate = dataclasses.replace(rows[-1], lr=1.0)
+    other_recipe = dataclasses.replace(rows[0], overrides='["method=lora"]')
+    assert plan.current([*rows, other_rate]) == rows
+    kept = plan.current([other_recipe, *rows[1:]])
+    assert {each.cell for each in rows} - {each.cell for each in kept} >= {rows[0].cell}
 
 
 def test_the_real_plan_composes():

@@ -29,11 +29,13 @@ class FinishedRun:
         directory: where it is.
         cfg: its config, typed and checked.
         peft_type: PEFT's name of the method, or None for `full`, `head` and `bitfit`.
+        model_content: fingerprint of the files of a local base model, None where there is no record of it.
     """
 
     directory: RunDirectory
     cfg: JobConfig
     peft_type: str | None
+    model_content: str | None
 
 
 def read_run(path: Path) -> FinishedRun:
@@ -46,7 +48,8 @@ def read_run(path: Path) -> FinishedRun:
         UserError: there is no such run, it is not finished, or its files are damaged.
     """
     directory, result = read_result(path)
-    return FinishedRun(directory, _config(directory, result), _peft_type(directory.adapter))
+    config, peft_type = _config(directory, result), _peft_type(directory.adapter)
+    return FinishedRun(directory, config, peft_type, result.get("model_content"))
 
 
 def read_result(path: Path) -> tuple[RunDirectory, dict[str, Any]]:
@@ -75,12 +78,17 @@ def load_run(run: FinishedRun) -> tuple[BaseModel, nn.Module]:
         The base model, changed in place by the adapter, and the trained model: a `PeftModel`, or the base itself.
 
     Raises:
-        UserError: the base model cannot be loaded, its weights are quantised, or the adapter is damaged.
+        UserError: the base model cannot be loaded, is another one now, or is quantised; or the adapter is damaged.
     """
     import transformers
 
+    from lorsa.runner.glue.fingerprint import content_fingerprint
     from lorsa.runner.models import load_model, load_tokenizer
+    from lorsa.runner.signature import model_folder
 
+    folder = model_folder(run.cfg.model.path)
+    if folder is not None and run.model_content not in (None, content_fingerprint(folder)):
+        raise UserError(f"{folder} is not the model that {run.directory.path} was trained on: its files have changed.")
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     base = load_model(run.cfg, load_tokenizer(run.cfg))

@@ -28,6 +28,7 @@ from lorsa.methods import apply, save
 from lorsa.methods.lorsa.export import LoraExport
 from lorsa.runner import app
 from lorsa.runner.compose import compose
+from lorsa.runner.glue.fingerprint import content_fingerprint
 from lorsa.runner.method import build_method
 from lorsa.runner.models import load_model, load_tokenizer
 from lorsa.runner.rundir import RunDirectory
@@ -78,7 +79,9 @@ def make_run(tmp_path: Path) -> Callable[..., Run]:
         directory = RunDirectory(cfg.runs_dir, signature(cfg))
         directory.write("config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
         save(model, method, directory.adapter)
-        directory.write("result.json", json.dumps({"schema_version": 1, "model_commit": None}))
+        content = content_fingerprint(model_folder(cfg.model.path))
+        result = {"schema_version": 1, "model_commit": None, "model_content": content}
+        directory.write("result.json", json.dumps(result))
         return Run(directory.path, logits)
 
     return make
@@ -224,6 +227,17 @@ def test_a_run_that_is_not_there_or_not_finished_is_refused(make_run, refused, t
     (run.path / "result.json").unlink()
     RunDirectory(str(run.path.parent), run.path.name).report("interrupted")
     assert "not finished (state: interrupted)" in refused(command, run.path, out)
+
+
+@pytest.mark.parametrize("command", ["export", "merge"])
+def test_a_base_model_that_has_changed_since_is_refused(make_run, refused, tmp_path, command):
+    base = tmp_path / "base"
+    run = make_run(*LORSA, *roberta(base))
+    weights = base / "model.safetensors"
+    changed = bytearray(weights.read_bytes())
+    changed[-1] ^= 1
+    weights.write_bytes(changed)
+    assert f"{base} is not the model that {run.path} was trained on" in refused(command, run.path, tmp_path / "out")
 
 
 @pytest.mark.parametrize("command", ["export", "merge"])
