@@ -16,7 +16,9 @@ from transformers import DataCollatorWithPadding, TrainerCallback, get_linear_sc
 from lorsa.runner.batches import EncodedRows, LengthBucketSampler
 from lorsa.runner.compose import compose
 from lorsa.runner.job import Clock, adapt, load, make_trainer, prepare
+from lorsa.runner.models import BaseModel
 from lorsa.runner.rundir import RunDirectory
+from lorsa.runner.schema import JobConfig
 
 ROUNDS = 5
 
@@ -43,6 +45,18 @@ def padding_waste(rows: EncodedRows, batch_size: int) -> float:
     return 1 - sum(rows.lengths) / sum(length * size for length, size in zip(longest, sizes, strict=True))
 
 
+def trainer_seconds(cfg: JobConfig, base: BaseModel, model: torch.nn.Module, rows: dict[str, EncodedRows]) -> float:
+    """Return seconds per update of our Trainer, nothing but updates timed; `cfg.train.max_steps` of them."""
+    directory = RunDirectory(cfg.runs_dir, "bench")
+    directory.path.mkdir()
+    trainer = make_trainer(cfg, base, model, rows, directory)
+    trainer.evaluate = lambda *args, **kwargs: {"eval_primary": 0.0}  # type: ignore[method-assign]
+    watch = Stopwatch()
+    trainer.add_callback(watch)
+    trainer.train()
+    return (watch.last - watch.first) / cfg.train.max_steps
+
+
 def seconds_per_update(overrides: list[str], updates: int) -> tuple[float, float]:
     """Return seconds per update of our Trainer and of a bare loop: medians of some rounds, in turns."""
     ours, bare = [], []
@@ -52,14 +66,7 @@ def seconds_per_update(overrides: list[str], updates: int) -> tuple[float, float
             device, method = prepare(cfg)
             _, base, rows = load(cfg)
             model, _ = adapt(cfg, method, base, rows["train"], device, Clock())
-            directory = RunDirectory(folder, "bench")
-            directory.path.mkdir()
-            trainer = make_trainer(cfg, base, model, rows, directory)
-            trainer.evaluate = lambda *args, **kwargs: {"eval_primary": 0.0}  # type: ignore[method-assign]
-            watch = Stopwatch()
-            trainer.add_callback(watch)
-            trainer.train()
-            ours.append((watch.last - watch.first) / updates)
+            ours.append(trainer_seconds(cfg, base, model, rows))
 
             sampler = LengthBucketSampler(rows["train"].lengths, cfg.train.batch_size, cfg.seed)
             collate = DataCollatorWithPadding(base.tokenizer)

@@ -10,32 +10,14 @@ scripts/bench_basis.py measures them. Goal: 20 steps.
 import statistics
 import sys
 import tempfile
-import time
 
-from transformers import TrainerCallback
+from bench_batches import trainer_seconds
 
 from lorsa.runner.compose import compose
-from lorsa.runner.job import Clock, adapt, load, make_trainer, prepare
-from lorsa.runner.rundir import RunDirectory
+from lorsa.runner.job import Clock, adapt, load, prepare
 
 ROUNDS = 3
 UPDATES = 30
-
-
-class StepTimes(TrainerCallback):
-    """Seconds of each update, its batch's collation included."""
-
-    def __init__(self) -> None:
-        self.seconds: list[float] = []
-        self.last = 0.0
-
-    def on_step_begin(self, *args: object, **kwargs: object) -> None:
-        """Start."""
-        self.last = time.perf_counter()
-
-    def on_step_end(self, *args: object, **kwargs: object) -> None:
-        """Stop."""
-        self.seconds.append(time.perf_counter() - self.last)
 
 
 def main() -> None:
@@ -48,15 +30,8 @@ def main() -> None:
             _, base, rows = load(cfg)
             clock = Clock()
             model, _ = adapt(cfg, method, base, rows["train"], device, clock)
-            directory = RunDirectory(folder, "bench")
-            directory.path.mkdir()
-            trainer = make_trainer(cfg, base, model, rows, directory)
-            trainer.evaluate = lambda *args, **kwargs: {"eval_primary": 0.0}  # type: ignore[method-assign]
-            times = StepTimes()
-            trainer.add_callback(times)
-            trainer.train()
             choices.append(clock.parts["select"])
-            steps.append(statistics.mean(times.seconds))
+            steps.append(trainer_seconds(cfg, base, model, rows))
     choice, step = statistics.median(choices), statistics.median(steps)
     print(
         f"{cfg.method.name} on {cfg.task.name}, {cfg.model.name}: {choice:.2f} s to choose from "

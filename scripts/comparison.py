@@ -4,7 +4,8 @@
     python scripts/comparison.py --models models --glue glue --workers 2
 
 A run that is in the CSV is not run again, on whatever machine it was made; one that a killed process left unfinished
-resumes from its checkpoint. `python scripts/comparison_report.py` makes the tables and the plot from the CSV.
+resumes from its checkpoint. A copy of the code outside git names its commit in LORSA_COMMIT.
+`python scripts/comparison_report.py` makes the tables and the plot from the CSV.
 """
 
 from __future__ import annotations
@@ -70,16 +71,25 @@ class Row(Cell):
 
 
 def read_rows(path: Path) -> list[Row]:
-    """Return the CSV's lines, [] where there is no file."""
+    """Return the CSV's lines, [] where there is no file.
+
+    Raises:
+        SystemExit: a line is not whole, as the last can be after a power cut.
+    """
     if not path.exists():
         return []
     types = {name: field.type for name, field in Row.__dataclass_fields__.items()}
     read = {"int": int, "float": float, "str": str}
+    rows = []
     with path.open(newline="") as file:
-        return [
-            Row(**{name: read[str(types[name])](value) for name, value in line.items()})
-            for line in csv.DictReader(file)
-        ]
+        reader = csv.DictReader(file)
+        for line in reader:
+            try:
+                rows.append(Row(**{name: read[str(types[name])](value) for name, value in line.items()}))
+                json.loads(rows[-1].overrides)  # the last column
+            except (KeyError, TypeError, ValueError):
+                raise SystemExit(f"{path}, line {reader.line_num}: not a whole run; delete the line.") from None
+    return rows
 
 
 def append_row(path: Path, row: Row) -> None:
@@ -204,6 +214,8 @@ def main() -> int:
     everything = read_rows(args.csv)
     rows = plan.current(everything)
     done = {row.cell for row in rows}
+    # A final run that waits for its rate's search is no current one, and is taken from here when it becomes one.
+    known = {(row.cell, row.overrides): row for row in everything}
     print(f"{len(rows)} runs are in {args.csv}.", file=sys.stderr)
     if args.list:
         for cell, overrides in plan.ready(rows):
@@ -219,10 +231,14 @@ def main() -> int:
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(args.workers, mp_context=context, max_tasks_per_child=1) as pool:
         while True:
-            for cell, overrides in plan.ready(rows):
+            for cell, overrides in list(plan.ready(rows)):
                 if len(running) == args.workers:
                     break
                 if cell in done or cell in failed or cell in running.values():
+                    continue
+                if row := known.get((cell, json.dumps(overrides))):
+                    rows.append(row)
+                    done.add(cell)
                     continue
                 model = MODELS[plan.settings["stages"][cell.stage]["experiment"]]
                 paths = [f"model.path={args.models / model}", f"data.path={args.glue}", f"runs_dir={args.runs}"]

@@ -67,6 +67,17 @@ def test_rows_survive_the_csv(tmp_path: Path):
     assert comparison.read_rows(tmp_path / "none.csv") == []
 
 
+@pytest.mark.parametrize("kept", [15, 60, -12])
+def test_a_torn_line_is_named(tmp_path: Path, kept: int):
+    path = tmp_path / "runs.csv"
+    for seed in range(2):
+        comparison.append_row(path, row(comparison.Cell("A", "lora r=8", "sst2", "search", 1e-3, seed)))
+    *whole, last = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(whole) + last[:kept])
+    with pytest.raises(SystemExit, match=r"runs\.csv, line 3: not a whole run; delete the line\."):
+        comparison.read_rows(path)
+
+
 def test_searches_start_first_and_seeds_at_the_best_dev_rate(plan: comparison.Plan):
     cells = [cell for cell, _ in plan.ready([])]
     assert all(cell.phase == "search" and cell.seed == 0 for cell in cells)
