@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast lint format bench clean
+.PHONY: help setup kernels demo test test-fast lint format bench clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -22,7 +22,11 @@ $(STAMP): pyproject.toml constraints.txt
 demo: setup  ## Train LoRSA on the demo's SST-2 with the embedded model (under a minute)
 	$(BIN)/lorsa-run method=lorsa task=sst2
 
-test: setup lint  ## Lint, then run all tests
+# Nothing is compiled again when nothing has changed.
+kernels: setup  ## Build the C++ (and, with a GPU toolkit, CUDA) kernels
+	$(BIN)/python -m lorsa.kernels.build
+
+test: setup lint kernels  ## Lint, then run all tests, on the built kernels
 	$(BIN)/pytest -n auto --dist worksteal
 
 test-fast: setup  ## Run the tests that take less than ten seconds each

@@ -9,12 +9,15 @@ import sys
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from lorsa.runner.errors import UserError
 from lorsa.runner.schema import EngineConfig
+
+if TYPE_CHECKING:
+    from lorsa.methods.apply import MethodConfig
 
 RECORDED_PACKAGES = (
     "lorsa",
@@ -103,6 +106,14 @@ def versions() -> dict[str, str]:
         except PackageNotFoundError:
             found[package] = "unknown"
     return found
+
+
+def kernels_version(method: MethodConfig, device: torch.device) -> dict[str, str]:
+    """Return what computes LoRSA's operators there, {} for a method that has none of them."""
+    from lorsa.kernels import implementation
+    from lorsa.methods import LorsaConfig
+
+    return {"kernels": implementation(device.type)} if isinstance(method, LorsaConfig) else {}
 
 
 def git_state() -> dict[str, Any]:

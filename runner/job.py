@@ -85,6 +85,7 @@ class Clock:
 
 
 def _train_and_record(cfg: JobConfig, directory: RunDirectory) -> dict[str, Any]:
+    from lorsa.kernels import KernelError
     from lorsa.methods import MethodError
     from lorsa.runner.device import reset_peak_memory
 
@@ -104,7 +105,7 @@ def _train_and_record(cfg: JobConfig, directory: RunDirectory) -> dict[str, Any]
         with clock.part("evaluate"):
             scores = evaluate(cfg, trainer, rows, directory)
         return record(cfg, directory, trainer, method, data, rows, report, scores, device, clock, resumed_from)
-    except MethodError as error:
+    except (MethodError, KernelError) as error:
         raise UserError(f"method={cfg.method.name}: {error}") from error
 
 
@@ -172,11 +173,16 @@ def adapt(
 
     from lorsa.methods import LorsaConfig
     from lorsa.methods.apply import apply, needs_calibration, select
+    from lorsa.methods.head import fit_head
     from lorsa.runner.bases import fill_cache
+    from lorsa.runner.device import kernels_version
     from lorsa.runner.training import total_updates
 
     set_seed(cfg.seed)
     base.model.to(device)  # type: ignore[arg-type]  # transformers' wrapper of `to` hides its signature
+    if cfg.train.probe_rows is not None:
+        with clock.part("probe"):
+            fit_head(base.model, base.head, drawn_batches(cfg, base, train, cfg.train.probe_rows))
     if isinstance(method, LorsaConfig):
         with clock.part("basis"):
             fill_cache(base.model, base.head, method)
@@ -185,10 +191,12 @@ def adapt(
                 base.model,
                 method,
                 base.head,
-                calibration_batches(cfg, base, train) if needs_calibration(method) else None,
+                drawn_batches(cfg, base, train, calibration_rows(cfg)) if needs_calibration(method) else None,
             )
     with clock.part("adapt"):
         model, report = apply(base.model, method, base.head, total_steps=total_updates(cfg, len(train)))
+    for version in kernels_version(method, device).values():
+        say(f"LoRSA's operators: {version}.")
     say(
         f"Trains {report.adapter_params:,} adapter and {report.head_params:,} head parameters "
         f"of {report.total_params:,}."
@@ -196,19 +204,24 @@ def adapt(
     return model, report
 
 
-def calibration_batches(cfg: JobConfig, base: BaseModel, train: EncodedRows) -> Iterator[dict[str, torch.Tensor]]:
-    """Yield training rows, drawn by the seed, for a method that looks at gradients before it starts."""
+def calibration_rows(cfg: JobConfig) -> int:
+    """Return how many rows a method looks at that selects components by gradients; there must be some."""
+    if cfg.method.calibration_rows == 0:
+        raise UserError(f"method={cfg.method.name} selects components by gradients; give method.calibration_rows=64.")
+    return cfg.method.calibration_rows
+
+
+def drawn_batches(cfg: JobConfig, base: BaseModel, train: EncodedRows, rows: int) -> list[dict[str, torch.Tensor]]:
+    """Return training rows, drawn by the seed, for what is looked at before the training starts."""
     import numpy as np
     from transformers import DataCollatorWithPadding
 
-    if cfg.method.calibration_rows == 0:
-        raise UserError(f"method={cfg.method.name} selects components by gradients; give method.calibration_rows=64.")
     collate = DataCollatorWithPadding(base.tokenizer)
-    count = min(cfg.method.calibration_rows, len(train))
-    drawn = np.random.default_rng(cfg.seed).permutation(len(train))[:count].tolist()
+    drawn = np.random.default_rng(cfg.seed).permutation(len(train))[:rows].tolist()
     drawn.sort(key=lambda row: len(train.dataset[row]["input_ids"]))  # so that little of a batch is padding
-    for start in range(0, count, cfg.train.batch_size):
-        yield dict(collate([train.dataset[row] for row in drawn[start : start + cfg.train.batch_size]]))
+    size, device = cfg.train.batch_size, base.model.device
+    batches = (collate([train.dataset[row] for row in drawn[i : i + size]]) for i in range(0, len(drawn), size))
+    return [{key: value.to(device) for key, value in batch.items()} for batch in batches]
 
 
 # --- Train ----------------------------------------------------------------------------------------------------------
@@ -275,7 +288,7 @@ def record(
     import shutil
 
     from lorsa.methods import save
-    from lorsa.runner.device import git_state, hardware, peak_memory, versions
+    from lorsa.runner.device import git_state, hardware, kernels_version, peak_memory, versions
     from lorsa.runner.evaluation import or_null
     from lorsa.runner.glue.fingerprint import content_fingerprint
     from lorsa.runner.metrics import primary_name, primary_over_splits
@@ -331,7 +344,7 @@ def record(
             "adapter_bytes": sum(path.stat().st_size for path in directory.adapter.rglob("*") if path.is_file()),
         },
         "hardware": hardware(device),
-        "versions": versions(),
+        "versions": versions() | kernels_version(method, device),
         "git": git_state(),
         "model_commit": getattr(trainer.model.config, "_commit_hash", None),
         "model_content": None if folder is None else content_fingerprint(folder),

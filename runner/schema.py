@@ -104,6 +104,7 @@ class TrainConfig:
     max_length: int = MISSING
     lr: float = MISSING
     head_lr: float = MISSING
+    probe_rows: int | None = None
     gradient_accumulation: int = 1
     gradient_checkpointing: bool = False
     checkpoint_every: int | None = None

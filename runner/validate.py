@@ -37,6 +37,7 @@ _RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "train.max_length": (lambda x: x > 2, "above 2"),
     "train.lr": (lambda x: x > 0, "above 0"),
     "train.head_lr": (lambda x: x > 0, "above 0"),
+    "train.probe_rows": (lambda x: x is None or x > 0, "above 0, or null"),
     "train.gradient_accumulation": (lambda x: x > 0, "above 0"),
     "train.checkpoint_every": (lambda x: x is None or x > 0, "above 0, or null"),
     "train.overfit_rows": (lambda x: x is None or x > 1, "above 1, or null"),

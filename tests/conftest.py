@@ -16,8 +16,12 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_DATASETS_OFFLINE"] = "1"
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
-# Bases are shared by the tests of one run, and by no other.
+# Bases are shared by the tests of one run, and by no other; the built kernels are the machine's.
+_home = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+_kernels = Path(os.environ.get("LORSA_CACHE") or _home / "lorsa").absolute() / "kernels"
+_kernels.mkdir(parents=True, exist_ok=True)
 os.environ["LORSA_CACHE"] = tempfile.mkdtemp(prefix="lorsa-cache-")
+Path(os.environ["LORSA_CACHE"], "kernels").symlink_to(_kernels)
 atexit.register(shutil.rmtree, os.environ["LORSA_CACHE"], ignore_errors=True)
 
 import pytest  # noqa: E402

@@ -10,11 +10,20 @@ from peft.tuners._buffer_dict import BufferDict
 from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
 from torch import Tensor, nn
 
-from lorsa.kernels import spectral_linear, subspace_difference, thin_rotation_difference
+from lorsa.kernels import (
+    implementation,
+    rotation_core,
+    spectral_linear,
+    subspace_core,
+    subspace_difference,
+    thin_rotation,
+    thin_rotation_difference,
+)
 from lorsa.methods.errors import MethodError
 from lorsa.methods.lorsa.basis import Basis
 from lorsa.methods.lorsa.cache import BasisCache, default_folder
 from lorsa.methods.lorsa.config import LorsaConfig
+from lorsa.methods.lorsa.cores import SharedCores
 
 
 class LorsaLinear(nn.Module, BaseTunerLayer):
@@ -53,6 +62,7 @@ class LorsaLinear(nn.Module, BaseTunerLayer):
         self.lorsa_s = BufferDict(persistent=True)
         self.lorsa_V = BufferDict(persistent=True)
         self.form: dict[str, str] = {}
+        self.shared_cores: dict[str, SharedCores] = {}
         self.merged_adapters: list[str] = []
         # W as it was before merging: unmerging by subtraction would not give back the same bits.
         self._pristine_weight: Tensor | None = None
@@ -104,6 +114,7 @@ class LorsaLinear(nn.Module, BaseTunerLayer):
             getattr(self, f"lorsa_P_{side}")[adapter_name] = nn.Parameter(P.to(device))
             getattr(self, f"lorsa_Q_{side}")[adapter_name] = nn.Parameter(Q.to(device))
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
+        implementation(device.type)  # chosen now: torch.compile could not trace the choice
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Apply W', the base weight with the differences of all active adapters, to x (..., n); returns (..., m)."""
@@ -121,37 +132,70 @@ class LorsaLinear(nn.Module, BaseTunerLayer):
             result = self.base_layer(x, *args, **kwargs)
         for adapter in active:
             if self.form[adapter] == "subspace":
-                result = result + self._subspace_change(adapter, x).to(result.dtype)
+                result = self._subspace_forward(adapter, result, x)
             elif self.form[adapter] == "selected":
-                result = result + self._selected_change(adapter, x).to(result.dtype)
+                result = self._selected_forward(adapter, result, x)
         return result
 
     def _turned_forward(self, adapter: str, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         P_out, Q_out, P_in, Q_in = self._rotations(adapter)
-        x = x + thin_rotation_difference(x, P_in, Q_in, inverse=True)
+        K_out, K_in = self.cores(adapter)
+        x = thin_rotation(x, P_in, Q_in, K_in, inverse=True)
         y = self.base_layer(x, *args, **kwargs)
         U, V = self.lorsa_U[adapter], self.lorsa_V[adapter]
-        y = y + spectral_linear(x.to(V.dtype), U, self.lorsa_d[adapter], V).to(y.dtype)
-        # The bias does not turn. Subtracting it here, not computing W x without it, keeps step 0 bit-identical.
+        y = spectral_linear(y, x.to(V.dtype), U, self.lorsa_d[adapter], V)
         bias = self.base_layer.bias
-        return y + thin_rotation_difference(y if bias is None else y - bias.to(y.dtype), P_out, Q_out)
+        # What follows the layer mostly keeps its output for the backward pass; then the rotation keeps nothing more.
+        return thin_rotation(y, P_out, Q_out, K_out, None if bias is None else bias.to(y.dtype), keep_output=True)
 
-    def _subspace_change(self, adapter: str, x: Tensor) -> Tensor:
-        C = subspace_difference(*self._rotations(adapter), self.lorsa_s[adapter], self.lorsa_d[adapter])
+    def _subspace_forward(self, adapter: str, result: Tensor, x: Tensor) -> Tensor:
+        (C,) = self.cores(adapter)
         V = self.lorsa_V[adapter]
-        return spectral_linear(x.to(V.dtype), self.lorsa_U[adapter], C, V)
+        return spectral_linear(result, x.to(V.dtype), self.lorsa_U[adapter], C, V)
 
-    def _selected_change(self, adapter: str, x: Tensor) -> Tensor:
+    def _selected_forward(self, adapter: str, result: Tensor, x: Tensor) -> Tensor:
+        """Add R_out U_S diag(s + d) (R_in V_S)^T x - U_S diag(s) V_S^T x.
+
+        With R_in V_S = V_S + X_in F_in, F_in = K_in Y_in^T V_S, and the same for U_S, that is the spectral update of
+        the core [[diag(d), D F_in^T], [F_out D, F_out D F_in^T]], D = diag(s + d), between [U_S, X_out] and
+        [V_S, X_in]: zero at step 0, where F X^T is.
+        """
         P_out, Q_out, P_in, Q_in = self._rotations(adapter)
+        K_out, K_in = self.cores(adapter)
         U, V, s, d = (getattr(self, f"lorsa_{part}")[adapter] for part in ("U", "V", "s", "d"))
-        x = x.to(V.dtype)
         with torch.autocast(x.device.type, enabled=False):
-            z = (x @ V).to(s.dtype)
-            dz = (thin_rotation_difference(x, P_in, Q_in, inverse=True) @ V).to(s.dtype)
-            # U_S (d z + (s + d) dz) + (R_out - I) U_S (s + d) (z + dz), arranged so that it is zero at step 0.
-            still = (d * z + (s + d) * dz).to(x.dtype) @ U.mT
-            moved = ((s + d) * (z + dz)).to(x.dtype) @ U.mT
-            return still + thin_rotation_difference(moved, P_out, Q_out)
+            F_out = K_out @ (torch.cat([Q_out, P_out], dim=1).to(U.dtype).mT @ U).to(s.dtype)
+            F_in = K_in @ (torch.cat([Q_in, P_in], dim=1).to(V.dtype).mT @ V).to(s.dtype)
+            scaled = F_out * (s + d)
+            near = torch.cat([torch.diag(d), (F_in * (s + d)).mT], dim=1)
+            core = torch.cat([near, torch.cat([scaled, scaled @ F_in.mT], dim=1)])
+            left, right = torch.cat([P_out, -Q_out], dim=1), torch.cat([P_in, -Q_in], dim=1)
+        return spectral_linear(result, x.to(V.dtype), U, core, V, left, right)
+
+    def cores(self, adapter: str) -> tuple[Tensor, ...]:
+        """Return the small matrices that an adapter's forward pass needs.
+
+        In subspace form C, (k, k), or d, (k,), where nothing turns; else K_out and K_in, (2r, 2r). Those that
+        `share_cores` computed for all layers at once, if it did for the present parameters.
+        """
+        if (shared := self.shared_cores.get(adapter)) is not None and shared.serves(self.core_parameters(adapter)):
+            return shared.cores
+        return self.own_cores(adapter)
+
+    def own_cores(self, adapter: str) -> tuple[Tensor, ...]:
+        """Return what `cores` does, computed for this layer alone."""
+        P_out, Q_out, P_in, Q_in = self._rotations(adapter)
+        s, d = self.lorsa_s[adapter], self.lorsa_d[adapter]
+        if self.form[adapter] == "subspace":
+            if P_out.shape[1] == 0:
+                # Nothing is added, but the empty parameters get a gradient: DistributedDataParallel waits for each.
+                return (d + sum(side.sum() for side in self._rotations(adapter)),)
+            return (subspace_core(P_out, Q_out, P_in, Q_in, s, d, [len(d)]).view(len(d), len(d)),)
+        return rotation_core(P_out, Q_out, [len(P_out)])[0], rotation_core(P_in, Q_in, [len(P_in)])[0]
+
+    def core_parameters(self, adapter: str) -> tuple[Tensor, ...]:
+        """Return the trained tensors that `cores` depends on."""
+        return (*self._rotations(adapter), self.lorsa_d[adapter])
 
     def _rotations(self, adapter: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         return (
@@ -216,6 +260,10 @@ class LorsaLinear(nn.Module, BaseTunerLayer):
 
     def _base_weight(self) -> Tensor:
         return cast(nn.Linear, self.get_base_layer()).weight
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Results of a forward pass: neither copied nor pickled with the layer, which autograd would refuse.
+        return {**self.__dict__, "shared_cores": {}}
 
     def __repr__(self) -> str:
         return "lorsa." + super().__repr__()

@@ -15,6 +15,7 @@ from torch import nn
 from lorsa.methods.errors import MethodError
 from lorsa.methods.lorsa.budget import resolve_budget
 from lorsa.methods.lorsa.config import CALIBRATED, PEFT_TYPE, PREFIX, LorsaConfig
+from lorsa.methods.lorsa.cores import share_cores
 from lorsa.methods.lorsa.layer import LorsaLinear
 from lorsa.methods.lorsa.selection import select_components, target_layers
 
@@ -35,6 +36,12 @@ class LorsaModel(BaseTuner):
     prefix = PREFIX
     tuner_layer_cls = LorsaLinear
     target_module_mapping = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING  # type: ignore[assignment]
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the adapted model; the layers' small matrices are computed first, all together."""
+        layers = [module for module in self.model.modules() if isinstance(module, LorsaLinear)]
+        with share_cores(self.model, layers):
+            return super().forward(*args, **kwargs)
 
     def _prepare_model(self, peft_config: PeftConfig, model: nn.Module) -> None:
         config = cast(LorsaConfig, peft_config)

@@ -23,12 +23,13 @@ import torch
 from torch import Tensor, nn
 
 from lorsa.methods.errors import MethodError
+from lorsa.methods.frozen import frozen_evaluation
+from lorsa.methods.head import fitted_head
 from lorsa.methods.lorsa.basis import Basis
 from lorsa.methods.lorsa.budget import resolve_budget
 from lorsa.methods.lorsa.cache import BasisCache, StoredBasis, default_folder
 from lorsa.methods.lorsa.config import CALIBRATED, LorsaConfig
-from lorsa.methods.lorsa.head import fitted_head
-from lorsa.methods.lorsa.sensitivity import Batch, frozen_evaluation, mean_gradients, squared_gradients
+from lorsa.methods.lorsa.sensitivity import Batch, mean_gradients, squared_gradients
 from lorsa.methods.targets import is_quantized, target_modules
 
 

@@ -8,8 +8,8 @@ from tiny_models import ARCHITECTURES, batch, build, logits
 from torch import Tensor, nn
 
 from lorsa.methods import MethodError
-from lorsa.methods.lorsa.head import LOGIT_PENALTY, fitted_head
-from lorsa.methods.lorsa.sensitivity import frozen_evaluation
+from lorsa.methods.frozen import frozen_evaluation
+from lorsa.methods.head import LOGIT_PENALTY, fitted_head
 
 
 def objective(model: nn.Module, batches: list[dict[str, Tensor]]) -> Tensor:

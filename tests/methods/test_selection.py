@@ -13,10 +13,11 @@ from tiny_models import ARCHITECTURES, adapt, batch, build, layers, logits
 from torch import Tensor, nn
 
 from lorsa.methods import LorsaConfig, MethodError, apply, select_components
+from lorsa.methods.frozen import frozen_evaluation
+from lorsa.methods.head import fitted_head
 from lorsa.methods.lorsa import Basis, singular_basis, target_layers
-from lorsa.methods.lorsa.head import fitted_head
 from lorsa.methods.lorsa.selection import Bases
-from lorsa.methods.lorsa.sensitivity import frozen_evaluation, mean_gradients, squared_gradients
+from lorsa.methods.lorsa.sensitivity import mean_gradients, squared_gradients
 
 TARGETS = ["query", "key", "value", "attention.output.dense"]
 

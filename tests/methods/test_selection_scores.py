@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from lorsa.methods import LorsaConfig, MethodError
+from lorsa.methods.frozen import frozen_evaluation
 from lorsa.methods.lorsa import Basis, sensitivity, singular_basis, target_layers
 from lorsa.methods.lorsa.selection import own_gains, pair_gains, value_gains
-from lorsa.methods.lorsa.sensitivity import check_finite, frozen_evaluation, mean_gradients, squared_gradients
+from lorsa.methods.lorsa.sensitivity import check_finite, mean_gradients, squared_gradients
 
 
 def rows_of(rows: dict[str, Tensor]) -> list[dict[str, Tensor]]:

@@ -152,6 +152,37 @@ def test_speed_memory_and_time_are_recorded(job):
     assert result["timings"]["total"] >= result["timings"]["train"]
 
 
+@pytest.mark.parametrize("method", ["lora", "head"])
+def test_a_probed_head_starts_where_a_random_one_would_have_to_get(job, tmp_path, method):
+    # At this rate nothing moves: what is scored is the start.
+    still = [f"method={method}", "debug=smoke", "data.train_rows=300", "train.lr=1e-12", "train.head_lr=1e-12"]
+    random = job(*still)
+    probed = job(*still, "train.probe_rows=300")
+    assert probed["timings"]["probe"] > 0
+    assert "probe" not in random["timings"]
+    assert probed["primary_metric"]["dev"] > random["primary_metric"]["dev"]
+    again = job(*still, "train.probe_rows=300", "force=true")
+    assert again["metrics"] == probed["metrics"]
+
+
+@pytest.mark.parametrize(("method", "kernels"), [("lorsa", "reference (PyTorch)"), ("lora", None)])
+def test_a_result_says_what_computed_its_operators(command, tmp_path, method, kernels, monkeypatch):
+    monkeypatch.setenv("LORSA_KERNELS", "reference")
+    done = command("debug=smoke", f"method={method}", "data.train_rows=40")
+    assert done.returncode == 0, done.stderr
+    (result,) = (json.loads(path.read_text()) for path in (tmp_path / "runs").glob("*/result.json"))
+    assert result["versions"].get("kernels") == kernels
+    assert ("LoRSA's operators: reference (PyTorch)." in done.stdout) == (kernels is not None)
+
+
+def test_kernels_that_were_asked_for_and_are_not_built_end_the_run_with_a_sentence(command, tmp_path, monkeypatch):
+    monkeypatch.setenv("LORSA_KERNELS", "built")
+    monkeypatch.setenv("LORSA_CACHE", str(tmp_path / "empty"))
+    done = command("debug=smoke", "method=lorsa", "data.train_rows=40")
+    assert done.returncode == 2
+    assert "python -m lorsa.kernels.build" in done.stderr
+
+
 def test_debug_overfit_learns_its_rows(job):
     assert job("debug=overfit", "method=full", "train.lr=1e-3")["primary_metric"]["dev"] == 1.0
 

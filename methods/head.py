@@ -1,9 +1,9 @@
-"""A classification head that is fitted before gradients are looked at.
+"""A classification head that is fitted on the frozen features, before anything else trains.
 
-A fresh head is random, and so is the direction in which it sends gradients back: at step 0 they say which components
-reach two random vectors, not which ones matter to the task. Fitted on the frozen features, the head asks for what the
-features lack. The same thought as fitting the head before fine-tuning (Kumar et al., 2022, arXiv:2202.10054), used
-here for the selection alone: the head trains from its own start afterwards, as it does under every method.
+A fresh head is random, and so is the direction in which it sends gradients back: at step 0 they pull the features
+towards random vectors, and on a regression task towards the mean of the labels, before they pull them towards the task.
+Fitted first, the head asks for what the features lack (Kumar et al., 2022, arXiv:2202.10054). Training starts from such
+a head under `train.head_start=probe`, and LoRSA's selection looks at gradients under one in any case.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from lorsa.methods.errors import MethodError
+from lorsa.methods.frozen import frozen_evaluation
 from lorsa.methods.targets import in_head
 
 # Weight of the mean squared logit beside the loss: rows that the features separate would have no gradient left.
@@ -34,6 +35,19 @@ class _Replay(nn.Module):
         return self.outputs
 
 
+def fit_head(model: nn.Module, head: Sequence[str], batches: Sequence[Mapping[str, Tensor]]) -> None:
+    """Leave the head where it minimises the loss on `batches` over the frozen backbone, everything else as it was.
+
+    Arguments and what is raised: as for `fitted_head`, but the model may be in any mode.
+    """
+    with frozen_evaluation(model):
+        with fitted_head(model, head, batches):
+            fitted = [parameter.detach().clone() for parameter in _parameters(model, head)]
+        with torch.no_grad():
+            for parameter, value in zip(_parameters(model, head), fitted, strict=True):
+                parameter.copy_(value)
+
+
 @contextmanager
 def fitted_head(model: nn.Module, head: Sequence[str], batches: Sequence[Mapping[str, Tensor]]) -> Iterator[None]:
     """Within, the head minimises the loss on `batches` over the frozen backbone; afterwards it is as it was.
@@ -49,7 +63,7 @@ def fitted_head(model: nn.Module, head: Sequence[str], batches: Sequence[Mapping
     Raises:
         MethodError: the model has a head but no backbone to hold.
     """
-    parameters = [parameter for name, parameter in model.named_parameters() if in_head(name, head)]
+    parameters = _parameters(model, head)
     if not parameters:
         yield
         return
@@ -57,8 +71,8 @@ def fitted_head(model: nn.Module, head: Sequence[str], batches: Sequence[Mapping
     backbone = getattr(model, prefix, None) if prefix else None
     if not isinstance(backbone, nn.Module):
         raise MethodError(
-            f"LoRSA: {type(model).__name__} does not name its backbone (base_model_prefix), so its head "
-            f"{', '.join(head)} cannot be fitted before the selection; use selection=principal."
+            f"{type(model).__name__} does not name its backbone (base_model_prefix), so its head {', '.join(head)} "
+            "cannot be fitted first; use method.config.selection=principal and train.head_start=random."
         )
     before = [(parameter.detach().clone(), parameter.requires_grad) for parameter in parameters]
     outputs = _backbone_outputs(model, backbone, batches)
@@ -81,6 +95,10 @@ def fitted_head(model: nn.Module, head: Sequence[str], batches: Sequence[Mapping
             for parameter, (value, trained) in zip(parameters, before, strict=True):
                 parameter.copy_(value)
                 parameter.requires_grad_(trained)
+
+
+def _parameters(model: nn.Module, head: Sequence[str]) -> list[nn.Parameter]:
+    return [parameter for name, parameter in model.named_parameters() if in_head(name, head)]
 
 
 def _backbone_outputs(model: nn.Module, backbone: nn.Module, batches: Sequence[Mapping[str, Tensor]]) -> list[Any]:
