@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lorsa.kernels import component_sensitivity
 from lorsa.methods.errors import MethodError
 from lorsa.methods.lorsa.basis import Basis
 
@@ -51,6 +52,7 @@ def mean_gradients(
         sums: dict[str, Tensor] = {}
 
         def add(name: str, left: Tensor, right: Tensor, sums: dict[str, Tensor] = sums) -> None:
+            left, right = left.flatten(0, -2), right.flatten(0, -2)
             M = (left * right).sum(0) if diagonal else left.mT @ right
             sums[name] = sums[name] + M if name in sums else M
 
@@ -74,30 +76,64 @@ def squared_gradients(
 ) -> dict[str, Tensor]:
     """Return the mean over rows of M_ii^2, the diagonal of the empirical Fisher information, {module name: (K,)}.
 
-    Arguments as for `mean_gradients`. The rows pass through the model one by one.
+    Arguments as for `mean_gradients`; the loss of a batch is the mean over its rows. A batch passes through the model
+    as one, unless a module in it serves all rows at once, as DeBERTa's query projection does for the positions: then
+    each row passes on its own.
 
     Raises:
         MethodError: a gradient is not finite.
     """
-    rows = 0
     result: dict[str, Tensor] = {}
-    # A module that runs several times for one row, as DeBERTa's query projection does for content and positions, has
-    # the sum over its calls for a gradient.
-    of_row: dict[str, Tensor] = {}
+    # A module that runs several times for one row has the sum over its calls for a gradient.
+    calls: dict[str, int] = {}
+    pending: dict[str, list[tuple[Tensor, Tensor]]] = {}
+    shared: list[str] = []
 
     def add(name: str, left: Tensor, right: Tensor) -> None:
-        M = (left * right).sum(0)
-        of_row[name] = of_row[name] + M if name in of_row else M
+        parts = pending.setdefault(name, [])
+        parts.append((left.flatten(1, -2), right.flatten(1, -2)) if left.ndim > 2 else (left[:, None], right[:, None]))
+        if len(parts) == calls[name]:
+            score(name)
+
+    def score(name: str) -> None:
+        left, right = (torch.cat(side, dim=1) for side in zip(*pending.pop(name), strict=True))
+        tokens = [left.shape[1]] * len(left)
+        left, right = left.flatten(0, 1), right.flatten(0, 1)
+        scores = component_sensitivity(left, right, left.new_ones(left.shape[1]), tokens, "value")
+        result[name] = result[name] + scores if name in result else scores
+
+    def count(name: str, rows: int) -> Callable[[nn.Module, tuple[Any, ...], Tensor], None]:
+        def hook(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
+            calls[name] = calls.get(name, 0) + 1
+            if len(output) != rows:
+                shared.append(name)
+
+        return hook
+
+    def passed(batch: Batch) -> bool:
+        calls.clear()
+        pending.clear()
+        shared.clear()
+        hooks = [layer.register_forward_hook(count(name, _rows(batch))) for name, layer in layers.items()]
+        try:
+            loss = model(**batch).loss
+        finally:
+            for hook in hooks:
+                hook.remove()
+        if shared:
+            return False
+        (loss * _rows(batch)).backward()
+        for name in list(pending):  # a call that the loss does not depend on has no gradient to wait for
+            score(name)
+        return True
 
     with _projected(layers, basis, add):
         for batch in batches:
-            for row in range(_rows(batch)):
-                of_row.clear()
-                model(**{key: value[row : row + 1] for key, value in batch.items()}).loss.backward()
-                for name, M in of_row.items():
-                    result[name] = result[name] + M.square() if name in result else M.square()
-                rows += 1
+            if not passed(batch):
+                for row in range(_rows(batch)):
+                    passed({key: value[row : row + 1] for key, value in batch.items()})
     check_finite(result)
+    rows = sum(map(_rows, batches))
     return {
         name: result[name] / rows if name in result else torch.zeros(min(layer.weight.shape))
         for name, layer in layers.items()
@@ -110,7 +146,7 @@ def _projected(
     basis: Callable[[str, torch.device], Basis],
     add: Callable[[str, Tensor, Tensor], None],
 ) -> Iterator[None]:
-    """Call `add(name, U^T dL/dy, V^T x)`, both (tokens, K), for every call of every layer that the loss depends on."""
+    """Call `add(name, U^T dL/dy, V^T x)`, both (..., K), for every call of every layer that the loss depends on."""
 
     def watch(name: str) -> Callable[[nn.Module, tuple[Any, ...], Tensor], None]:
         def forward_hook(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -119,8 +155,8 @@ def _projected(
             def backward_hook(gradient: Tensor) -> None:
                 # Read again for every call, not kept: one module's factors are in memory at a time.
                 factors = basis(name, gradient.device)
-                left = gradient.flatten(0, -2).to(factors.U.dtype) @ factors.U
-                add(name, left, x.flatten(0, -2).to(factors.V.dtype) @ factors.V)
+                left = gradient.to(factors.U.dtype) @ factors.U
+                add(name, left, x.to(factors.V.dtype) @ factors.V)
 
             # Below the first adapted module nothing requires a gradient yet, not even its own output.
             (output if output.requires_grad else output.requires_grad_()).register_hook(backward_hook)

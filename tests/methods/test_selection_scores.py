@@ -82,8 +82,12 @@ def test_squared_gradients_are_row_by_row(architecture: str):
     rows = batch(3)
     model = build(architecture)
     layers = layers_of(model, architecture)
+    passes: list[int] = []
+    model.register_forward_pre_hook(lambda module, args, kwargs: passes.append(len(kwargs["labels"])), with_kwargs=True)
     with frozen_evaluation(model):
         found = squared_gradients(model, layers, Bases(layers), [rows])
+    # DeBERTa's positions are projected once for all rows of a batch, which therefore must pass one by one.
+    assert passes == ([3, 1, 1, 1] if architecture == "deberta" else [3])
     expected = {name: torch.zeros(min(layer.weight.shape), dtype=torch.float64) for name, layer in layers.items()}
     for row in rows_of(rows):
         for name, M in weight_gradients(build(architecture), architecture, row).items():
