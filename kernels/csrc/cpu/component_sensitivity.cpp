@@ -1,8 +1,8 @@
 // Squared scores of singular components, summed over samples, on the CPU.
 //
-// A sample's M = left^T right (K, K) is never there as a whole: a strip of its rows and the same strip of its columns are
-// two thin products, from which the scores of the strip's components follow. The eager reference holds K^2 numbers and
-// several arrays of that size beside; this holds 2 kStrip K.
+// A sample's M = left^T right (K, K) is never there as a whole: from a strip of its rows, and for pairs the same strip of
+// its columns, the scores of the strip's components follow. The eager reference holds K^2 numbers and several arrays of
+// that size beside; this holds kStrip K, or twice that.
 #include <ATen/ATen.h>
 #include <ATen/Dispatch.h>
 #include <ATen/Parallel.h>
@@ -29,35 +29,50 @@ void add_values(const T* left, const T* right, int64_t tokens, int64_t K, T* out
   for (int64_t i = 0; i < K; ++i) out[i] += M[i] * M[i];
 }
 
-// Row i of M and of M^T, both (K,) -> the score of component i.
+// out_i += M_ii^2 + s_i^2 (sum_j M_ij^2 + sum_j M_ji^2 - 2 M_ii^2), from the rows alone.
 template <typename T>
-T gain(const T* row, const T* column, const T* s, int64_t i, int64_t K, bool pairs) {
-  const T value = row[i] * row[i], own = s[i];
-  T sum = 0;
-  if (pairs) {
+void add_own_gains(const Tensor& left, const Tensor& right, const T* s, T* out) {
+  const int64_t K = left.size(1);
+  std::vector<T> column_sums(K, T(0)), rest(K);
+  for (int64_t first = 0; first < K; first += kStrip) {
+    const int64_t count = std::min(kStrip, K - first);
+    const Tensor rows = at::mm(left.narrow(1, first, count).t(), right);
+    const T* row = rows.const_data_ptr<T>();
+    for (int64_t i = 0; i < count; ++i, row += K) {
+      T sum = 0, *sums = column_sums.data();
 #pragma omp simd reduction(+ : sum)
-    for (int64_t j = 0; j < K; ++j) {
-      const T left = s[j] * row[j] - own * column[j], right = own * row[j] - s[j] * column[j];
-      sum += left * left + right * right;
+      for (int64_t j = 0; j < K; ++j) {
+        const T square = row[j] * row[j];
+        sum += square;
+        sums[j] += square;
+      }
+      const T value = row[first + i] * row[first + i];
+      out[first + i] += value;
+      rest[first + i] = sum - 2 * value;
     }
-    return value + sum;
   }
-#pragma omp simd reduction(+ : sum)
-  for (int64_t j = 0; j < K; ++j) sum += row[j] * row[j] + column[j] * column[j];
-  return value + own * own * (sum - 2 * value);
+  for (int64_t i = 0; i < K; ++i) out[i] += s[i] * s[i] * (rest[i] + column_sums[i]);
 }
 
+// out_i += M_ii^2 + sum_j (s_j M_ij - s_i M_ji)^2 + (s_i M_ij - s_j M_ji)^2.
 template <typename T>
-void add_gains(const Tensor& left, const Tensor& right, const T* s, bool pairs, T* out) {
+void add_pair_gains(const Tensor& left, const Tensor& right, const T* s, T* out) {
   const int64_t K = left.size(1);
   for (int64_t first = 0; first < K; first += kStrip) {
     const int64_t count = std::min(kStrip, K - first);
     const Tensor rows = at::mm(left.narrow(1, first, count).t(), right);
     const Tensor columns = at::mm(right.narrow(1, first, count).t(), left);
-    const T *row = rows.const_data_ptr<T>(), *column = columns.const_data_ptr<T>();
     at::parallel_for(0, count, 8, [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) {
-        out[first + i] += gain(row + i * K, column + i * K, s, first + i, K, pairs);
+        const T *row = rows.const_data_ptr<T>() + i * K, *column = columns.const_data_ptr<T>() + i * K;
+        const T own = s[first + i];
+        T sum = 0;
+#pragma omp simd reduction(+ : sum)
+        for (int64_t j = 0; j < K; ++j) {
+          const T near = s[j] * row[j] - own * column[j], far = own * row[j] - s[j] * column[j];
+          sum += near * near + far * far;
+        }
+        out[first + i] += row[first + i] * row[first + i] + sum;
       }
     });
   }
@@ -78,9 +93,8 @@ Tensor component_sensitivity(
         add_values(
             left.const_data_ptr<scalar_t>() + first * K, right.const_data_ptr<scalar_t>() + first * K, count, K, out);
       } else if (count > 0) {
-        add_gains(
-            left.narrow(0, first, count), right.narrow(0, first, count), s.const_data_ptr<scalar_t>(), kind == kPair,
-            out);
+        const auto add = kind == kOwn ? add_own_gains<scalar_t> : add_pair_gains<scalar_t>;
+        add(left.narrow(0, first, count), right.narrow(0, first, count), s.const_data_ptr<scalar_t>(), out);
       }
       first += count;
     }
