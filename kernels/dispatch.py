@@ -45,11 +45,10 @@ def _is_compiled(device: str) -> bool:
                 operators.register_fakes()
             _library.append(path)
         key = {"cpu": "CPU", "cuda": "CUDA"}.get(device)
-        _compiled[device] = _library[0] is not None and key is not None and _has_kernel(key, _library[0])
-        if setting in ("built", "jit") and key is not None and not _compiled[device]:
-            raise KernelError(
-                f"LORSA_KERNELS={setting}, but {_library[0]} has no kernels for {key}; see {COMMAND} --cuda"
-            )
+        compiled = _library[0] is not None and key is not None and _has_kernel(key, _library[0])
+        if setting in ("built", "jit") and key is not None and not compiled:
+            raise KernelError(f"LORSA_KERNELS={setting}, but what is built has no kernels for {key}: {COMMAND} --cuda")
+        _compiled[device] = compiled
         log.info("LoRSA's operators on %s: %s", device, implementation(device))
     return _compiled[device]
 

@@ -3,7 +3,7 @@
 A fresh head is random, and so is the direction in which it sends gradients back: at step 0 they pull the features
 towards random vectors, and on a regression task towards the mean of the labels, before they pull them towards the task.
 Fitted first, the head asks for what the features lack (Kumar et al., 2022, arXiv:2202.10054). Training starts from such
-a head under `train.head_start=probe`, and LoRSA's selection looks at gradients under one in any case.
+a head under `train.probe_rows`, and LoRSA's selection looks at gradients under one in any case.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def fitted_head(model: nn.Module, head: Sequence[str], batches: Sequence[Mapping
     if not isinstance(backbone, nn.Module):
         raise MethodError(
             f"{type(model).__name__} does not name its backbone (base_model_prefix), so its head {', '.join(head)} "
-            "cannot be fitted first; use method.config.selection=principal and train.head_start=random."
+            "cannot be fitted first; use method.config.selection=principal and train.probe_rows=null."
         )
     before = [(parameter.detach().clone(), parameter.requires_grad) for parameter in parameters]
     outputs = _backbone_outputs(model, backbone, batches)

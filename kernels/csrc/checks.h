@@ -2,12 +2,18 @@
 #pragma once
 
 #include <ATen/ATen.h>
+#include <c10/core/impl/LocalDispatchKeySet.h>
 
 #include <numeric>
 
 #include "ops.h"
 
 namespace lorsa {
+
+// Within, torch's own operators run in the dtypes that they are given.
+struct WithoutAutocast {
+  c10::impl::ExcludeDispatchKeyGuard guard{c10::autocast_dispatch_keyset};
+};
 
 inline void check_same_place(const char* op, const Tensor& reference, std::initializer_list<const Tensor*> others) {
   TORCH_CHECK(reference.is_contiguous(), op, ": every tensor must be contiguous.");

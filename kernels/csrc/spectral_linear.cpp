@@ -4,18 +4,12 @@
 // What is saved over the eager reference: the change (T, m) is added to the base's output by the product that makes it
 // (addmm), 2 T m numbers less to move and T m less to hold; x, U and V stay in their dtype; z alone, (T, k), is kept.
 #include <ATen/ATen.h>
-#include <c10/core/impl/LocalDispatchKeySet.h>
 #include <torch/library.h>
 
 #include "checks.h"
 
 namespace lorsa {
 namespace {
-
-// Products of mixed dtypes are cast here, on purpose and nowhere else.
-struct WithoutAutocast {
-  c10::impl::ExcludeDispatchKeyGuard guard{c10::autocast_dispatch_keyset};
-};
 
 Tensor in_dtype_of(const Tensor& tensor, const Tensor& other) { return tensor.to(other.scalar_type()); }
 

@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lorsa.kernels import rotation_core, subspace_core
 
@@ -20,62 +18,63 @@ if TYPE_CHECKING:
 Place = tuple["LorsaLinear", str]  # a layer and the name of one of its adapters
 
 
-@dataclass(frozen=True)
 class SharedCores:
-    """A layer's matrices, and of which parameters they are.
+    """What one layer gets of the last `share_cores`, by adapter."""
 
-    Args:
-        cores: what `LorsaLinear.cores` returns.
-        versions: how often each parameter had been written to.
-        trained: whether a parameter required a gradient.
-    """
+    def __init__(self) -> None:
+        self.cores: dict[str, tuple[Tensor, ...]] = {}
+        self.active = False
 
-    cores: tuple[Tensor, ...]
-    versions: tuple[int, ...]
-    trained: bool
+    def get(self, adapter: str) -> tuple[Tensor, ...] | None:
+        """Return an adapter's matrices within the forward pass that they were made for, or one that repeats it.
 
-    def serves(self, parameters: tuple[Tensor, ...]) -> bool:
-        """Say whether these are the matrices of `parameters` as they are now, with a gradient if one is wanted."""
-        return (
-            self.versions == tuple(parameter._version for parameter in parameters)
-            and self.trained == any(parameter.requires_grad for parameter in parameters)
-            and (self.cores[0].requires_grad or not (self.trained and torch.is_grad_enabled()))
-        )
+        A part of the model that is checkpointed runs again in the backward pass, and must find what it found before.
+        """
+        if torch.compiler.is_compiling() or adapter not in self.cores:
+            return None
+        in_backward = torch._C._current_graph_task_id() != -1
+        if not (self.active or in_backward):
+            return None
+        if not torch.is_grad_enabled() and self.cores[adapter][0].requires_grad:
+            # Reentrant checkpointing: this part will have a backward pass of its own, which would go through the one
+            # computation once a part.
+            del self.cores[adapter]
+            return None
+        return self.cores[adapter]
 
 
 @contextmanager
-def share_cores(model: nn.Module, layers: list[LorsaLinear]) -> Iterator[None]:
-    """Within, the active adapters of `layers` find their matrices computed.
+def share_cores(layers: list[LorsaLinear]) -> Iterator[None]:
+    """Within, the active adapters of `layers` find their matrices computed, if gradients are recorded.
 
-    Not where a part of the model runs again in a backward pass of its own (reentrant checkpointing), which would go
-    through the one computation once a part, nor under ZeRO-3, where a layer has its parameters in its own forward pass
-    alone; there each layer computes its own.
+    Each layer computes its own without gradients (a backward pass that needs what is shared may be to come), under
+    torch.compile, and where a parameter is not there as a whole (ZeRO-3, FSDP). A layer that the forward pass skips
+    gets gradients of zero in place of none.
     """
-    checkpointed, reentrant = _checkpointing(model)
-    if not reentrant:
+    sharing = torch.is_grad_enabled() and not torch.compiler.is_compiling()
+    if sharing:
         _compute(layers)
     try:
         yield
     finally:
-        # Parts that run again in the backward pass must find what they found the first time; `serves` tells when it
-        # is out of date.
-        if not checkpointed:
+        if sharing:
             for layer in layers:
-                layer.shared_cores.clear()
+                layer.shared_cores.active = False
 
 
 def _compute(layers: list[LorsaLinear]) -> None:
     turning: dict[tuple[int, torch.dtype, torch.device], list[Place]] = defaultdict(list)
     within: dict[tuple[int, torch.dtype, torch.device], list[Place]] = defaultdict(list)
     for layer in layers:
-        layer.shared_cores.clear()
         if layer.disable_adapters or layer.merged:
             continue
+        layer.shared_cores.cores.clear()
+        layer.shared_cores.active = True
         for adapter in layer.active_adapters:
             if adapter not in layer.lorsa_d:
                 continue
             P = layer.lorsa_P_out[adapter]
-            if P.shape[-1] == 0 or hasattr(P, "ds_id"):
+            if P.shape[-1] == 0 or not all(map(_is_whole, layer.core_parameters(adapter))):
                 continue
             group = within if layer.form[adapter] == "subspace" else turning
             group[P.shape[1], P.dtype, P.device].append((layer, adapter))
@@ -85,6 +84,11 @@ def _compute(layers: list[LorsaLinear]) -> None:
         _share_subspaces(places)
 
 
+def _is_whole(parameter: Tensor) -> bool:
+    """Say whether all of a parameter is here: ZeRO-3 and FSDP leave a placeholder, a shard or a DTensor."""
+    return type(parameter.data) is Tensor and parameter.numel() > 0 and not hasattr(parameter, "ds_id")
+
+
 def _share_rotations(places: list[Place]) -> None:
     parameters = [layer.core_parameters(adapter) for layer, adapter in places]
     # Each layer's two sides one after the other.
@@ -92,7 +96,7 @@ def _share_rotations(places: list[Place]) -> None:
     Q = [side for _, Q_out, _, Q_in, _ in parameters for side in (Q_out, Q_in)]
     cores = rotation_core(torch.cat(P), torch.cat(Q), [len(side) for side in P]).unbind()
     for index, (layer, adapter) in enumerate(places):
-        _hand_out(layer, adapter, cores[2 * index : 2 * index + 2], parameters[index])
+        layer.shared_cores.cores[adapter] = cores[2 * index : 2 * index + 2]
 
 
 def _share_subspaces(places: list[Place]) -> None:
@@ -101,24 +105,5 @@ def _share_subspaces(places: list[Place]) -> None:
     P_out, Q_out, P_in, Q_in, d = (torch.cat(part) for part in zip(*parameters, strict=True))
     s = torch.cat([layer.lorsa_s[adapter] for layer, adapter in places])
     flat = subspace_core(P_out, Q_out, P_in, Q_in, s, d, sizes).split([k * k for k in sizes])
-    for index, (layer, adapter) in enumerate(places):
-        _hand_out(layer, adapter, (flat[index].view(sizes[index], sizes[index]),), parameters[index])
-
-
-def _hand_out(layer: LorsaLinear, adapter: str, cores: tuple[Tensor, ...], parameters: tuple[Tensor, ...]) -> None:
-    versions = tuple(parameter._version for parameter in parameters)
-    layer.shared_cores[adapter] = SharedCores(cores, versions, any(p.requires_grad for p in parameters))
-
-
-def _checkpointing(model: nn.Module) -> tuple[bool, bool]:
-    """Say whether parts of the model run again in the backward pass, and whether in one of their own."""
-    functions = [
-        getattr(module, "_gradient_checkpointing_func", None)
-        for module in model.modules()
-        if getattr(module, "gradient_checkpointing", False) and module.training
-    ]
-    reentrant = any(
-        not (isinstance(function, partial) and function.keywords.get("use_reentrant") is False)
-        for function in functions
-    )
-    return bool(functions), reentrant
+    for (layer, adapter), k, C in zip(places, sizes, flat, strict=True):
+        layer.shared_cores.cores[adapter] = (C.view(k, k),)

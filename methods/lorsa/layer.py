@@ -62,7 +62,7 @@ class LorsaLinear(nn.Module, BaseTunerLayer):
         self.lorsa_s = BufferDict(persistent=True)
         self.lorsa_V = BufferDict(persistent=True)
         self.form: dict[str, str] = {}
-        self.shared_cores: dict[str, SharedCores] = {}
+        self.shared_cores = SharedCores()
         self.merged_adapters: list[str] = []
         # W as it was before merging: unmerging by subtraction would not give back the same bits.
         self._pristine_weight: Tensor | None = None
@@ -176,11 +176,9 @@ class LorsaLinear(nn.Module, BaseTunerLayer):
         """Return the small matrices that an adapter's forward pass needs.
 
         In subspace form C, (k, k), or d, (k,), where nothing turns; else K_out and K_in, (2r, 2r). Those that
-        `share_cores` computed for all layers at once, if it did for the present parameters.
+        `share_cores` computed for all layers at once, if it did.
         """
-        if (shared := self.shared_cores.get(adapter)) is not None and shared.serves(self.core_parameters(adapter)):
-            return shared.cores
-        return self.own_cores(adapter)
+        return self.shared_cores.get(adapter) or self.own_cores(adapter)
 
     def own_cores(self, adapter: str) -> tuple[Tensor, ...]:
         """Return what `cores` does, computed for this layer alone."""
@@ -263,7 +261,7 @@ class LorsaLinear(nn.Module, BaseTunerLayer):
 
     def __getstate__(self) -> dict[str, Any]:
         # Results of a forward pass: neither copied nor pickled with the layer, which autograd would refuse.
-        return {**self.__dict__, "shared_cores": {}}
+        return {**self.__dict__, "shared_cores": SharedCores()}
 
     def __repr__(self) -> str:
         return "lorsa." + super().__repr__()

@@ -40,7 +40,7 @@ class LorsaModel(BaseTuner):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run the adapted model; the layers' small matrices are computed first, all together."""
         layers = [module for module in self.model.modules() if isinstance(module, LorsaLinear)]
-        with share_cores(self.model, layers):
+        with share_cores(layers):
             return super().forward(*args, **kwargs)
 
     def _prepare_model(self, peft_config: PeftConfig, model: nn.Module) -> None:

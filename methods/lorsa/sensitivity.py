@@ -91,7 +91,9 @@ def squared_gradients(
 
     def add(name: str, left: Tensor, right: Tensor) -> None:
         parts = pending.setdefault(name, [])
-        parts.append((left.flatten(1, -2), right.flatten(1, -2)) if left.ndim > 2 else (left[:, None], right[:, None]))
+        # (rows, tokens, K): what a single row brings is its own, whatever the shape.
+        rows = 1 if shared else len(left)
+        parts.append((left.reshape(rows, -1, left.shape[-1]), right.reshape(rows, -1, right.shape[-1])))
         if len(parts) == calls[name]:
             score(name)
 
@@ -120,7 +122,7 @@ def squared_gradients(
         finally:
             for hook in hooks:
                 hook.remove()
-        if shared:
+        if shared and _rows(batch) > 1:
             return False
         (loss * _rows(batch)).backward()
         for name in list(pending):  # a call that the loss does not depend on has no gradient to wait for

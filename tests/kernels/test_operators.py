@@ -274,8 +274,11 @@ def test_autocast_changes_nothing():
         return kernels.spectral_linear(None, y, U, core, V)
 
     plain = run()
+    score = [kernels.component_sensitivity(x, x, torch.ones(9), [1, 3], kind) for kind in operators.KINDS]
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(run(), plain)
+        for kind, expected in zip(operators.KINDS, score, strict=True):
+            assert torch.equal(kernels.component_sensitivity(x, x, torch.ones(9), [1, 3], kind), expected)
 
 
 @pytest.mark.parametrize("form", ["spectral_linear", "thin_rotation"])

@@ -32,10 +32,19 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return calls
 
 
+def assert_same_gradients(mine: nn.Module, theirs: nn.Module) -> None:
+    expected = dict(theirs.named_parameters())
+    for name, parameter in mine.named_parameters():
+        name = name.replace("_checkpoint_wrapped_module.", "")
+        if "lorsa_" in name:
+            assert parameter.grad is not None
+            assert torch.allclose(parameter.grad, expected[name].grad, rtol=1e-4, atol=1e-6), name
+
+
 @every_form
 def test_one_call_serves_all_layers(form: str, counted: list[int]):
     model = adapt(build("llama"), "llama", form)
-    logits(model)
+    model(**batch())
     assert counted == [len(layers(model)) * (1 if form == "subspace" else 2)]
 
 
@@ -72,30 +81,59 @@ def test_checkpointing_gives_the_same_gradients(form: str, reentrant: bool):
 
 
 @every_form
-def test_a_changed_parameter_is_noticed(form: str):
+def test_checkpointing_survives_another_forward_pass_before_the_backward_pass(form: str):
+    """As of a reference model in DPO: with the adapters off, without gradients."""
     model = adapt(build("llama"), "llama", form)
-    model.train()
-    model.gradient_checkpointing_enable({"use_reentrant": False})  # under which the matrices stay
-    model.enable_input_require_grads()
-    model(**batch())
-    layer = next(iter(layers(model).values()))
-    assert layer.shared_cores
     perturb(model)
-    x = torch.ones(2, layer.in_features)
-    kept = layer(x)
-    layer.shared_cores.clear()
-    assert torch.equal(kept, layer(x))
-
-
-def test_what_was_computed_without_gradients_does_not_serve_training():
-    model = adapt(build("llama"), "llama", "subspace")
-    model.train()
-    model.gradient_checkpointing_enable({"use_reentrant": False})
+    again = copy.deepcopy(model)
+    model(**batch()).loss.backward()
+    again.train()
+    again.gradient_checkpointing_enable({"use_reentrant": False})
+    loss = again(**batch()).loss
     with torch.no_grad():
-        model(**batch())
-    layer = next(iter(layers(model).values()))
-    assert layer.shared_cores
-    assert layer(torch.ones(2, layer.in_features)).requires_grad
+        again(**batch(seed=3))
+        with again.disable_adapter():
+            again(**batch(seed=3))
+    loss.backward()
+    assert_same_gradients(again, model)
+
+
+@every_form
+def test_checkpointing_that_is_nobodys_attribute_works_too(form: str):
+    from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
+
+    model = adapt(build("llama"), "llama", form)
+    perturb(model)
+    again = copy.deepcopy(model)
+    model(**batch()).loss.backward()
+    again.config.use_cache = False  # keys and values would be appended a second time
+    decoder = again.base_model.model.model
+    decoder.layers = nn.ModuleList(checkpoint_wrapper(layer) for layer in decoder.layers)
+    again(**batch()).loss.backward()
+    assert_same_gradients(again, model)
+
+
+@every_form
+def test_what_is_left_over_does_not_serve_a_forward_pass_that_bypasses_the_tuner(form: str):
+    model = adapt(build("llama"), "llama", form)
+    model(**batch()).loss.backward()
+    with torch.no_grad():
+        for layer in layers(model).values():
+            layer.lorsa_d["default"].data += 0.5  # which autograd's count of versions does not see
+    inner = model.base_model.model
+    assert torch.allclose(logits(inner), logits(model), atol=1e-6)
+    inner(**batch()).loss.backward()  # and not through a graph that is gone
+
+
+@every_form
+def test_gradients_accumulate_over_forward_passes(form: str):
+    model = adapt(build("llama"), "llama", form)
+    perturb(model)
+    again = copy.deepcopy(model)
+    (model(**batch()).loss + model(**batch(seed=1)).loss).backward()
+    for seed in (0, 1):
+        again(**batch(seed=seed)).loss.backward()
+    assert_same_gradients(again, model)
 
 
 @every_form

@@ -95,6 +95,31 @@ def test_squared_gradients_are_row_by_row(architecture: str):
     assert_near({name: found[name] for name in expected}, expected)
 
 
+class Experts(nn.Module):
+    """A linear layer that sees tokens one under another, without rows, as the experts of a mixture do."""
+
+    def __init__(self, layer: nn.Linear) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x.flatten(0, 1)).view(*x.shape[:-1], -1)
+
+
+def test_a_module_that_sees_tokens_without_rows_scores_alike():
+    found = []
+    for hidden in (False, True):
+        model = build("bert")
+        layers = layers_of(model, "bert")
+        if hidden:
+            attention = model.bert.encoder.layer[0].attention.self
+            attention.query = Experts(attention.query)
+        with frozen_evaluation(model):
+            found.append(squared_gradients(model, layers, Bases(layers), [batch(3)]))
+    assert_near(found[1], {name: scores.double() for name, scores in found[0].items()})
+    assert all(scores.max() > 0 for scores in found[1].values())
+
+
 def test_several_passes_give_what_one_pass_gives(monkeypatch: pytest.MonkeyPatch):
     whole = streamed(build("bert"), "bert", [batch(3)])
     monkeypatch.setattr(sensitivity, "BYTES_PER_PASS", 2 * 8 * 12 * 12)  # two modules at a time

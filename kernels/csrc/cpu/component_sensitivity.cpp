@@ -83,6 +83,7 @@ void add_pair_gains(const Tensor& left, const Tensor& right, const T* s, T* out)
 Tensor component_sensitivity(
     const Tensor& left, const Tensor& right, const Tensor& s, IntArrayRef rows, int64_t kind) {
   check_component_sensitivity(left, right, s, rows, kind);
+  const WithoutAutocast guard;
   const int64_t K = left.size(1);
   Tensor result = at::zeros({K}, left.options());
   AT_DISPATCH_FLOATING_TYPES(left.scalar_type(), "component_sensitivity", [&] {
