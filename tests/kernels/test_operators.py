@@ -243,6 +243,15 @@ def examples() -> dict[str, tuple[object, ...]]:
         "spectral_linear (diagonal)": (None, x, U, diagonal, V, None, None),
         "component_sensitivity": (torch.randn(4, 6), torch.randn(4, 6), torch.ones(6), [1, 3], 2),
         "rotation_core_backward": (torch.randn(2, 4, 4), P.detach(), Q.detach(), torch.randn(2, 4, 4), [5, 7]),
+        "subspace_core_backward": (
+            torch.randn(5 * 5 + 7 * 7),
+            *[each.detach() for each in (P, Q, P, Q)],
+            s,
+            d.detach(),
+            torch.randn(2, 4, 4),
+            torch.randn(2, 4, 4),
+            [5, 7],
+        ),
         "thin_rotation_backward": (x.detach(), x.detach(), P.detach(), Q.detach(), K.detach(), b, True, False),
         "spectral_linear_backward": (
             torch.randn(5, 7),
