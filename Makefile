@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup kernels demo test test-fast lint format bench clean
+.PHONY: help setup kernels demo test test-fast lint format bench slurm-up slurm-down clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -48,6 +48,12 @@ format: setup  ## Format the code
 bench: setup  ## Measure start-up, padding and step time against their yardsticks
 	$(BIN)/python scripts/bench_startup.py
 	$(BIN)/python scripts/bench_batches.py
+
+slurm-up:  ## Start a SLURM cluster on this machine (as root; see scripts/slurm_dev_cluster.sh)
+	@bash scripts/slurm_dev_cluster.sh up
+
+slurm-down:  ## Stop it
+	@bash scripts/slurm_dev_cluster.sh down
 
 clean:  ## Remove the virtual environment, builds and caches; runs/ stays
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

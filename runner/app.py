@@ -14,9 +14,15 @@ import typer
 from rich.console import Console
 
 from lorsa.runner.commands.analyze import analyze
+from lorsa.runner.commands.cancel import cancel
+from lorsa.runner.commands.errors import errors
 from lorsa.runner.commands.export import export
+from lorsa.runner.commands.logs import logs
 from lorsa.runner.commands.merge import merge
 from lorsa.runner.commands.prefetch import prefetch
+from lorsa.runner.commands.retry import retry
+from lorsa.runner.commands.run import run
+from lorsa.runner.commands.status import status
 from lorsa.runner.errors import UserError
 
 EXIT_BAD_INPUT = 2
@@ -28,6 +34,12 @@ app = typer.Typer(
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
 )
+app.command(epilog="Example: lorsa status latest state=failed,lost")(status)
+app.command(epilog="Example: lorsa logs 1f0c5e8a --tail 20")(logs)
+app.command(epilog="Example: lorsa errors latest task=cola")(errors)
+app.command(epilog="Example: lorsa retry latest 'state=out of memory' --set resources.mem_gb=64")(retry)
+app.command(epilog="Example: lorsa cancel latest method=lora")(cancel)
+app.command(epilog="Example: lorsa run 1f0c5e8a --debug")(run)
 app.command(epilog="Example: lorsa analyze runs/1f0c5e8a9b7d6342 --top 20")(analyze)
 app.command(epilog="Example: lorsa export runs/1f0c5e8a9b7d6342 --as lora my-lora")(export)
 app.command(epilog="Example: lorsa merge runs/1f0c5e8a9b7d6342 my-model")(merge)

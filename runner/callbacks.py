@@ -13,6 +13,7 @@ from transformers.trainer_callback import ProgressCallback
 from lorsa.methods.adalora import after_update
 from lorsa.runner.errors import DivergedError
 from lorsa.runner.rundir import RunDirectory
+from lorsa.runner.stop import StopRequested, requested
 
 LOGGED = ("loss", "grad_norm", "learning_rate", "num_input_tokens_seen")
 PROFILE_FIRST, PROFILE_UPDATES = 3, 20
@@ -29,6 +30,7 @@ class Recorder(TrainerCallback):
     def __init__(self, directory: RunDirectory, checkpoint_every: int | None) -> None:
         self.directory = directory
         self.checkpoint_every = checkpoint_every
+        self.stopping: str | None = None  # the signal that asked for it
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -36,7 +38,9 @@ class Recorder(TrainerCallback):
         """Ask for the extra checkpoints, and for a log line with each, so that a resumed log has no half averages."""
         # Not where an epoch ends: its own checkpoint comes after the scoring, which a resumed run must not miss.
         epoch_ends = float(state.epoch or 0).is_integer() or state.global_step >= state.max_steps
-        if self.checkpoint_every and state.global_step % self.checkpoint_every == 0 and not epoch_ends:
+        self.stopping = requested()
+        due = self.checkpoint_every and state.global_step % self.checkpoint_every == 0
+        if (due or self.stopping) and not epoch_ends:
             control.should_save = True
             control.should_log = True
         return control
@@ -69,7 +73,16 @@ class Recorder(TrainerCallback):
         if "loss" in record or "primary" in record:
             finite = {name: value if math.isfinite(value) else None for name, value in record.items()}
             self.directory.log({"step": state.global_step, "epoch": state.epoch, **finite})
-            self.directory.report("running", training=True, step=state.global_step, max_steps=state.max_steps)
+            self.directory.progress |= {"step": state.global_step, "max_steps": state.max_steps}
+            if "primary" in finite:
+                self.directory.progress["score"] = finite["primary"]
+            self.directory.report("running")
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Stop, where that was asked for: the checkpoint is on disk now."""
+        if self.stopping:
+            self.directory.progress["step"] = state.global_step
+            raise StopRequested(self.stopping)
 
 
 class MethodHook(TrainerCallback):

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import os
 import signal
 import sys
+from collections.abc import Mapping
 from types import FrameType
 from typing import Any, NoReturn
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.plugins import Plugins
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException
 from omegaconf import DictConfig
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
@@ -37,7 +40,7 @@ def main() -> None:
     refused: list[str] = []
     try:
         _hydra_main(refused)
-    except (HydraException, OmegaConfBaseException) as error:
+    except (HydraException, OmegaConfBaseException, UserError) as error:
         refused.append(_refuse(error))
     except KeyboardInterrupt:
         print("lorsa-run: interrupted; the same command goes on from the last checkpoint.", file=sys.stderr)
@@ -56,13 +59,22 @@ def _hydra_main(refused: list[str]) -> None:
         from lorsa.runner.job import run
 
         try:
-            _check_names(cfg)
+            check_names(cfg, HydraConfig.get().runtime.choices)
             return run(typed(cfg))
         except (UserError, OmegaConfBaseException) as error:
             refused.append(_refuse(error))
             return None
 
+    _register_launchers()
     run_one()
+
+
+def _register_launchers() -> None:
+    """Make `hydra/launcher=slurm` and `local` known; Hydra's own search does not see them in an editable install."""
+    plugins = Plugins.instance()
+    launchers = importlib.import_module("hydra_plugins.lorsa_launcher")
+    for launcher in (launchers.SlurmLauncher, launchers.LocalLauncher):
+        plugins.register(launcher)
 
 
 def _extra_config_dirs(arguments: list[str]) -> list[str]:
@@ -71,9 +83,16 @@ def _extra_config_dirs(arguments: list[str]) -> list[str]:
     return list(parser.parse_known_args(arguments)[0].config_dir)
 
 
-def _check_names(cfg: DictConfig) -> None:
-    """Refuse a copied YAML that still calls itself by the original's name: its results would be taken for those."""
-    choices = HydraConfig.get().runtime.choices
+def check_names(cfg: DictConfig, choices: Mapping[str, str]) -> None:
+    """Refuse a copied YAML that still calls itself by the original's name: its results would be taken for those.
+
+    Args:
+        cfg: the composed config.
+        choices: the file that was chosen in each group.
+
+    Raises:
+        UserError: a file's `name` is not its own.
+    """
     for group in ("model", "method", "task"):
         name, choice = cfg[group].name, choices[group]
         if name != choice:

@@ -16,6 +16,10 @@ class AlreadyRunningError(UserError):
     """Another process holds the run directory."""
 
 
+class GaveUpError(UserError):
+    """The run died too often."""
+
+
 class DivergedError(UserError):
     """The loss is not finite; retrying the same run would give the same result."""
 

@@ -45,19 +45,28 @@ def run(cfg: JobConfig) -> float | None:
         UserError: something a person can mend, in one sentence.
     """
     check(cfg)
-    directory = RunDirectory(cfg.runs_dir, signature(cfg))
+    directory = RunDirectory(cfg.runs_dir, signature(cfg), about(cfg))
     stored = None if cfg.force else directory.result()
     if stored is not None:
         say("This run is already done; force=true would run it again.")
         show_result(stored, directory.path)
         return _dev_score(stored)
-    with directory.held():
+    if cfg.dry_run:
+        say(f"This run is not done; it would go to {directory.path}.")
+        return None
+    with directory.held(cfg.resources.retries):
         # Another process may have finished it between the question above and the lock.
         result = None if cfg.force else directory.result()
         if result is None:
             result = _train_and_record(cfg, directory)
+        directory.progress["score"] = _dev_score(result)
     show_result(result, directory.path)
     return _dev_score(result)
+
+
+def about(cfg: JobConfig) -> dict[str, Any]:
+    """Return what status.json says of what is run, for lists of runs."""
+    return {"model": cfg.model.name, "method": cfg.method.name, "task": cfg.task.name, "seed": cfg.seed}
 
 
 def _dev_score(result: dict[str, Any]) -> float | None:

@@ -2,7 +2,8 @@
 
 <runs_dir>/<signature>/
     config.yaml      the resolved config
-    status.json      state, attempt, host, process id, heartbeat
+    status.json      what is run, its state, attempt, host, process id, job id; the file's own time is the heartbeat
+    job.json         the job that it was last submitted as
     metrics.jsonl    one line per logged step and per evaluation
     checkpoints/     what a killed run resumes from; removed when the run is done
     adapter/         the trained adapter and head
@@ -19,14 +20,25 @@ import os
 import shutil
 import socket
 import tempfile
+import threading
 import time
-from collections.abc import Iterator
+import traceback
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from lorsa.runner.errors import AlreadyRunningError, UserError
+from lorsa.runner.errors import AlreadyRunningError, GaveUpError, UserError
 from lorsa.runner.result import SCHEMA_VERSION
+from lorsa.runner.stop import StopRequested
+
+# Set by a launcher for what it starts: the job's id, and "slurm" or "local".
+JOB_ID = "LORSA_JOB_ID"
+LAUNCHER = "LORSA_LAUNCHER"
+
+BEAT_SECONDS = 20
+# A node that vanished can hold its lock on a shared disk for a while; a job waits, a person is told.
+LOCK_SECONDS_IN_A_JOB = 120
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)
@@ -45,6 +57,15 @@ def write_atomic(path: Path, content: str | bytes) -> None:
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+
+
+def _deaths(before: Mapping[str, Any]) -> int:
+    """Return how many attempts in this job ended without a word or without progress, by what the last one left."""
+    if before.get("job_id") is None or before.get("job_id") != os.environ.get(JOB_ID):
+        return 0
+    died = before.get("state") == "running"
+    stuck = before.get("state") == "requeued" and before.get("step", 0) <= before.get("started_at", 0)
+    return int(before.get("deaths", 0)) + (died or stuck)
 
 
 def flush_to_disk(path: Path) -> None:
@@ -97,12 +118,16 @@ class RunDirectory:
     Args:
         runs_dir: the folder of all runs.
         signature: the run's name.
+        about: what is run, for status.json: model, method, task, seed.
     """
 
-    def __init__(self, runs_dir: str, signature: str) -> None:
+    def __init__(self, runs_dir: str, signature: str, about: Mapping[str, Any] | None = None) -> None:
         self.path = Path(runs_dir).expanduser() / signature
         self.signature = signature
+        self.about = dict(about or {})
         self.attempt = 1
+        self.deaths = 0
+        self.progress: dict[str, Any] = {}  # training, step, max_steps, score, started_at: what every report also says
 
     @property
     def checkpoints(self) -> Path:
@@ -146,25 +171,32 @@ class RunDirectory:
         return stored
 
     @contextmanager
-    def held(self) -> Iterator[None]:
+    def held(self, retries: int = 0) -> Iterator[None]:
         """Hold the directory while the run is in it, and keep status.json true about how it ended.
 
-        A run that ends before it trains leaves no directory behind, or the one it found as it was.
+        A run that a person started, and that ends before it trains, leaves no directory behind, or the one it found as
+        it was; in a job, every end is recorded.
+
+        Args:
+            retries: how often, in one job, an attempt may end without a word or without progress before the run is
+                given up.
 
         Raises:
             AlreadyRunningError: another process holds it.
+            GaveUpError: it was begun too often.
             UserError: it cannot be written.
         """
         # Imported here: the answer "already done" does not need a lock.
         from filelock import FileLock, Timeout
 
+        in_job = JOB_ID in os.environ
         fresh = not self.path.exists()
         with writing(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
         lock = FileLock(self.path / ".lock", mode=0o644)
         try:
             with writing(self.path):
-                lock.acquire(blocking=False)
+                lock.acquire(timeout=LOCK_SECONDS_IN_A_JOB if in_job else 0)
         except Timeout:
             holder = self.status()
             raise AlreadyRunningError(
@@ -174,11 +206,19 @@ class RunDirectory:
         try:
             before = self.status()
             self.attempt = int(before.get("attempt", 0)) + 1
+            self.deaths = _deaths(before)
             self.report("running")
-            yield
+            with self._beating():
+                if self.deaths > retries and in_job:
+                    raise GaveUpError(
+                        f"It was begun {self.deaths} times in job {os.environ[JOB_ID]} and each time killed without a "
+                        f"word, or stopped before its first checkpoint (last on {before.get('host', '?')}); more "
+                        "memory or time may help: resources.mem_gb=…, resources.minutes=…"
+                    )
+                yield
             self.report("done")
         except BaseException as error:
-            if self.status().get("training", False):
+            if in_job or self.status().get("training", False):
                 self._report_end(error)
             elif fresh:
                 shutil.rmtree(self.path, ignore_errors=True)
@@ -187,6 +227,24 @@ class RunDirectory:
             raise
         finally:
             lock.release()
+
+    @contextmanager
+    def _beating(self) -> Iterator[None]:
+        """Touch status.json every now and then, which tells anyone who sees the disk that the run is alive."""
+        over = threading.Event()
+
+        def beat() -> None:
+            while not over.wait(BEAT_SECONDS):
+                with suppress(OSError):
+                    os.utime(self.path / "status.json")
+
+        thread = threading.Thread(target=beat, name="heartbeat", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            thread.join()
 
     def start(self, restart: bool) -> None:
         """Say that the training begins.
@@ -197,13 +255,22 @@ class RunDirectory:
         """
         if restart:
             self._clear()
-        self.report("running", training=True)
+        self.progress["training"] = True
+        self.report("running")
 
     def _report_end(self, error: BaseException) -> None:
-        state = "interrupted" if isinstance(error, KeyboardInterrupt | SystemExit) else "failed"
+        details: dict[str, Any] = {}
+        if isinstance(error, StopRequested):
+            state, details["reason"] = "requeued" if JOB_ID in os.environ else "interrupted", str(error)
+        elif isinstance(error, KeyboardInterrupt | SystemExit):
+            state = "interrupted"
+        else:
+            state = "failed"
+            details["error"] = f"{type(error).__name__}: {error}"
+            details["traceback"] = "".join(traceback.format_exception(error))
         # Where the disk is full, the error that is on its way says so.
         with suppress(UserError, OSError):
-            self.report(state, error=f"{type(error).__name__}: {error}")
+            self.report(state, **details)
 
     def status(self) -> dict[str, Any]:
         """Return status.json, empty if it is not there or not readable."""
@@ -217,11 +284,15 @@ class RunDirectory:
         """Write status.json: the state, who runs it where, a heartbeat, and any details."""
         status = {
             "state": state,
+            **self.about,
             "attempt": self.attempt,
+            "deaths": self.deaths,
             "host": socket.gethostname(),
             "pid": os.getpid(),
-            "job_id": os.environ.get("SLURM_JOB_ID"),
+            "job_id": os.environ.get(JOB_ID),
+            "launcher": os.environ.get(LAUNCHER),
             "heartbeat": time.time(),
+            **self.progress,
             **details,
         }
         with writing(self.path / "status.json"):

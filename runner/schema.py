@@ -130,6 +130,26 @@ class TrackerConfig:
 
 
 @dataclass
+class ResourcesConfig:
+    """What one run asks of a cluster, and how long it may take. No part of a result, but for the number of tasks."""
+
+    name: str = MISSING
+    nodes: int = 1
+    tasks_per_node: int = 1
+    gpus_per_node: int = 0
+    cpus_per_task: int = 1
+    mem_gb: float | None = None
+    minutes: int = 60
+    partition: str | None = None
+    account: str | None = None
+    qos: str | None = None
+    constraint: str | None = None
+    signal_seconds: int = 120
+    retries: int = 3
+    extra: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
 class JobConfig:
     """One run, or with `-m` one element of a sweep."""
 
@@ -139,12 +159,14 @@ class JobConfig:
     data: DataConfig = field(default_factory=DataConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
+    resources: ResourcesConfig = field(default_factory=ResourcesConfig)
     tracker: TrackerConfig = field(default_factory=TrackerConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     protocol: str = "split"
     seed: int = 0
     runs_dir: str = "runs"
     force: bool = False
+    dry_run: bool = False
 
 
 def register_resolvers() -> None:

@@ -1,8 +1,9 @@
 """What makes two runs the same run.
 
 The signature is a hash of the whole resolved config, so a changed default in a YAML changes it as an override does.
-Left out is what does not change a result: where results go, whether to force, the tracker, the number of CPU threads,
-how often a checkpoint is written, and whether a profile is.
+Left out is what does not change a result: where results go, whether to force, the tracker, the resources, the number of
+CPU threads, how often a checkpoint is written, and whether a profile is. Of the resources only the number of processes
+counts, because an update sees the rows of all of them.
 A path to a local model or data set is replaced by a fingerprint of the files there: the same files elsewhere are the
 same run, other files in the same place are another.
 """
@@ -36,8 +37,10 @@ def model_folder(path: str) -> Path | None:
 def identity(cfg: JobConfig) -> dict[str, Any]:
     """Return what the signature is a hash of: the resolved config without what cannot change a result."""
     resolved: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
-    for key in ("runs_dir", "force", "tracker"):
+    for key in ("runs_dir", "force", "dry_run", "tracker"):
         resolved.pop(key)
+    resources = resolved.pop("resources")
+    resolved["engine"]["processes"] = resources["nodes"] * resources["tasks_per_node"]
     resolved["engine"].pop("threads")
     for key in ("checkpoint_every", "profile"):
         resolved["train"].pop(key)

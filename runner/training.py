@@ -30,6 +30,7 @@ from lorsa.runner.callbacks import MethodHook, QuietProgress, Recorder, profiler
 from lorsa.runner.errors import DivergedError, UserError
 from lorsa.runner.rundir import RunDirectory, flush_to_disk, writing
 from lorsa.runner.schema import JobConfig
+from lorsa.runner.stop import deferred
 
 WEIGHTS_FILE = "trainable.safetensors"
 METHOD_STATE_FILE = "method_state.pt"
@@ -108,11 +109,13 @@ class GlueTrainer(Trainer):
             started_at = state.global_step
             self._tokens_before = int(state.num_input_tokens_seen)
         self.directory.keep_metrics_until(started_at)
+        self.directory.progress |= {"step": started_at, "started_at": started_at}
         if checkpoint is not None and started_at >= total_updates(self.cfg, len(self.rows)):
             self.state = state
             self._load_from_checkpoint(str(checkpoint))
         else:
-            self.train(resume_from_checkpoint=str(checkpoint) if checkpoint is not None else None)
+            with deferred():
+                self.train(resume_from_checkpoint=str(checkpoint) if checkpoint is not None else None)
         if self.state.best_global_step:
             self._load_from_checkpoint(str(self.directory.checkpoints / f"checkpoint-{self.state.best_global_step}"))
         return started_at

@@ -47,6 +47,14 @@ _RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "optim.betas": (lambda x: len(x) == 2 and all(0 <= beta < 1 for beta in x), "two numbers from 0 to below 1"),
     "task.columns": (lambda x: 1 <= len(x) <= 2, "one or two columns"),
     "engine.threads": (lambda x: x is None or x > 0, "above 0, or null"),
+    "resources.nodes": (lambda x: x > 0, "above 0"),
+    "resources.tasks_per_node": (lambda x: x > 0, "above 0"),
+    "resources.gpus_per_node": (lambda x: x >= 0, "0 or more"),
+    "resources.cpus_per_task": (lambda x: x > 0, "above 0"),
+    "resources.mem_gb": (lambda x: x is None or x > 0, "above 0, or null"),
+    "resources.minutes": (lambda x: x > 0, "above 0"),
+    "resources.signal_seconds": (lambda x: x > 0, "above 0"),
+    "resources.retries": (lambda x: x >= 0, "0 or more"),
     "seed": (lambda x: 0 <= x < 2**32, "from 0 to 2**32 - 1"),
 }
 
@@ -104,6 +112,11 @@ def _check_combinations(cfg: JobConfig) -> None:
         raise UserError(
             f"method.config._target_={target} may not be instantiated; it must be a config class of peft or of "
             "lorsa.methods, such as peft.LoraConfig."
+        )
+    if cfg.resources.signal_seconds > 30 * cfg.resources.minutes:
+        raise UserError(
+            f"resources.signal_seconds={cfg.resources.signal_seconds} is more than half of resources.minutes="
+            f"{cfg.resources.minutes}: the run would be told to save before it has done much."
         )
     path = str(cfg.model.path)
     if path.startswith(EMBEDDED) and not model_folder(path).is_dir():  # type: ignore[union-attr]

@@ -1,0 +1,128 @@
+"""What SLURM says about jobs: one question for all of them, asked at most once a minute."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import time
+from dataclasses import dataclass, field
+
+from lorsa.runner.errors import UserError
+
+ASK_AGAIN_AFTER = 60.0
+PATIENCE = 60.0
+# The ids of finished jobs fit into a command line so many at a time.
+IDS_PER_QUESTION = 500
+
+
+@dataclass(frozen=True)
+class JobState:
+    """A job's state in SLURM's words, such as PENDING or TIMEOUT, and why it waits."""
+
+    state: str
+    reason: str = ""
+
+
+def installed() -> bool:
+    """Whether this machine is part of a cluster."""
+    return shutil.which("sbatch") is not None
+
+
+@dataclass
+class Scheduler:
+    """The jobs of this user's cluster, by id: `123`, or `123_4` for an element of an array."""
+
+    _queue: dict[str, JobState] | None = None
+    _past: dict[str, JobState] = field(default_factory=dict)
+    _asked: float = 0.0
+
+    def state(self, job_id: str) -> JobState | None:
+        """Return the state of a job that waits or runs; None where SLURM has no such job, or cannot be asked."""
+        return self.queue().get(job_id)
+
+    def queue(self) -> dict[str, JobState]:
+        """Return all jobs that wait or run."""
+        if self._queue is None or time.monotonic() - self._asked > ASK_AGAIN_AFTER:
+            self._queue, self._asked = self._ask(), time.monotonic()
+        return self._queue
+
+    @property
+    def reachable(self) -> bool:
+        """Whether SLURM answered; then a job that is not in the queue is over."""
+        self.queue()
+        return self._reachable
+
+    _reachable: bool = False
+
+    def _ask(self) -> dict[str, JobState]:
+        self._reachable = False
+        if not installed():
+            return {}
+        # -r: one line for each element of an array.
+        done = _run(["squeue", "--me", "--noheader", "-r", "-o", "%i|%T|%r"])
+        if done is None:
+            return {}
+        self._reachable = True
+        lines = (line.split("|", 2) for line in done.splitlines() if line.count("|") >= 2)
+        return {job: JobState(state, reason) for job, state, reason in lines}
+
+    def past(self, job_ids: set[str]) -> dict[str, JobState]:
+        """Return how jobs that are over ended, of those that the accounting knows; {} on a cluster without one."""
+        unknown = sorted({job_id.partition("_")[0] for job_id in job_ids - self._past.keys()})
+        if unknown and shutil.which("sacct") is not None:
+            for start in range(0, len(unknown), IDS_PER_QUESTION):
+                ids = ",".join(unknown[start : start + IDS_PER_QUESTION])
+                done = _run(["sacct", "-n", "-X", "-P", "-j", ids, "-o", "JobID,State"])
+                for line in (done or "").splitlines():
+                    job, _, state = line.partition("|")
+                    self._past[job] = JobState(state.split(" ")[0])
+        return {job_id: self._past[job_id] for job_id in job_ids if job_id in self._past}
+
+
+def max_array_size() -> int:
+    """Return how many elements an array may have.
+
+    Raises:
+        UserError: SLURM does not answer.
+    """
+    text = scontrol("show", "config")
+    found = re.search(r"^MaxArraySize\s*=\s*(\d+)", text, flags=re.MULTILINE)
+    # SLURM's own default; an index has to be below it.
+    return int(found.group(1)) if found else 1001
+
+
+def scontrol(*arguments: str) -> str:
+    """Return what scontrol prints.
+
+    Raises:
+        UserError: it refuses, in its words.
+    """
+    return command(["scontrol", *arguments])
+
+
+def command(words: list[str]) -> str:
+    """Run one of SLURM's commands and return what it prints.
+
+    Raises:
+        UserError: it is not there, does not answer, or refuses; in its own words.
+    """
+    try:
+        done = subprocess.run(words, capture_output=True, text=True, timeout=PATIENCE)
+    except FileNotFoundError:
+        raise UserError(
+            f"There is no {words[0]} on this machine; start sweeps on a login node of the cluster, or use "
+            "hydra/launcher=local."
+        ) from None
+    except subprocess.TimeoutExpired:
+        raise UserError(f"SLURM did not answer {words[0]} within {PATIENCE:.0f} seconds; try again.") from None
+    if done.returncode:
+        raise UserError(f"SLURM refused: {' '.join(done.stderr.split()) or f'{words[0]} exited {done.returncode}'}")
+    return done.stdout
+
+
+def _run(words: list[str]) -> str | None:
+    try:
+        return command(words)
+    except UserError:
+        return None

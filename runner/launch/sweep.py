@@ -1,0 +1,189 @@
+"""The folder of one sweep: what was asked for, frozen, and the jobs that it was submitted as.
+
+<runs_dir>/sweeps/<time>/
+    sweep.json        the command, the launcher's settings, and the runs: signature, overrides, resources
+    configs/          the resolved config of every run, by signature; what a job runs
+    code/             a copy of the code, if that was asked for
+    jobs.jsonl        one line for each job as it is submitted: its id, and its runs
+    submitit/         scripts and output of the jobs themselves; a run's own output is in its logs/
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+import socket
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from lorsa.runner.errors import UserError
+
+SWEEPS = "sweeps"
+
+
+@dataclass(frozen=True)
+class SweepRun:
+    """One run of a sweep.
+
+    Attributes:
+        signature: the run's name.
+        overrides: what sets it apart from the other runs.
+        resources: what its job asks for: the keys of conf/resources.
+    """
+
+    signature: str
+    overrides: list[str]
+    resources: dict[str, Any]
+
+
+class Sweep:
+    """A sweep's folder.
+
+    Args:
+        path: `<runs_dir>/sweeps/<time>`, absolute.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path.expanduser().absolute()
+
+    @property
+    def runs_dir(self) -> Path:
+        """The folder of the runs."""
+        return Path(self._stored["runs_dir"])
+
+    @property
+    def configs(self) -> Path:
+        """Folder of the frozen configs."""
+        return self.path / "configs"
+
+    @property
+    def code(self) -> Path:
+        """Folder of the copied code."""
+        return self.path / "code"
+
+    @property
+    def jobs(self) -> Path:
+        """Folder that submitit writes to."""
+        return self.path / "submitit"
+
+    @cached_property
+    def runs(self) -> list[SweepRun]:
+        """The runs, in the order of the sweep."""
+        return [SweepRun(**run) for run in self._stored["runs"]]
+
+    @property
+    def launcher(self) -> dict[str, Any]:
+        """The launcher's settings: `kind`, slurm or local, and the keys of conf/hydra/launcher."""
+        settings: dict[str, Any] = self._stored["launcher"]
+        return settings
+
+    def config(self, signature: str) -> Path:
+        """Return where the frozen config of a run is."""
+        return self.configs / f"{signature}.yaml"
+
+    def shell_lines(self, settings: Mapping[str, Any]) -> list[str]:
+        """Return what a job's shell does first."""
+        lines = list(settings["setup"])
+        if settings["offline"]:
+            lines.append("export HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1")
+        if settings["snapshot"]:
+            lines.append(f"export PYTHONPATH={shlex.quote(str(self.code))}${{PYTHONPATH:+:$PYTHONPATH}}")
+        return lines
+
+    def write(
+        self, runs_dir: Path, command: list[str], launcher: dict[str, Any], runs: Iterable[SweepRun], configs: list[str]
+    ) -> None:
+        """Write the folder: the configs, then the list that names them.
+
+        Args:
+            runs_dir: the folder of the runs.
+            command: the command line.
+            launcher: see `launcher`.
+            runs: the runs.
+            configs: the text of each run's config.
+
+        Raises:
+            UserError: it cannot be written.
+        """
+        from lorsa.runner.rundir import write_atomic, writing
+
+        runs = list(runs)
+        document = {
+            "command": command,
+            "created": time.strftime("%Y-%m-%d %H:%M:%S"),
+            "runs_dir": str(runs_dir.absolute()),
+            "launcher": launcher,
+            "runs": [asdict(run) for run in runs],
+        }
+        with writing(self.path):
+            self.configs.mkdir(parents=True, exist_ok=True)
+            for run, text in zip(runs, configs, strict=True):
+                self.config(run.signature).write_text(text, encoding="utf-8")
+            write_atomic(self.path / "sweep.json", json.dumps(document, indent=1))
+
+    def record_job(self, job_id: str, runs: list[str]) -> None:
+        """Add a job that was submitted, to the sweep's list and to each of its runs."""
+        from lorsa.runner.rundir import write_atomic
+
+        job = {
+            "job_id": job_id,
+            "launcher": self.launcher["kind"],
+            "host": socket.gethostname(),
+            "sweep": str(self.path),
+            "submitted": time.time(),
+        }
+        with (self.path / "jobs.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(job | {"runs": runs}) + "\n")
+        for signature in runs:
+            write_atomic(self.runs_dir / signature / "job.json", json.dumps(job))
+
+    def runs_of(self, job_id: str) -> list[str]:
+        """Return the runs of a job of this sweep."""
+        try:
+            lines = (self.path / "jobs.jsonl").read_text(encoding="utf-8").splitlines()
+        except FileNotFoundError:
+            return []
+        jobs = (json.loads(line) for line in lines)
+        return [name for job in jobs if job["job_id"] == job_id for name in job["runs"]]
+
+    def replace_runs(self, runs: Iterable[SweepRun]) -> None:
+        """Put these in the place of the runs with the same signatures."""
+        from lorsa.runner.rundir import write_atomic
+
+        new = {run.signature: asdict(run) for run in runs}
+        stored = self._stored | {"runs": [new.get(run["signature"], run) for run in self._stored["runs"]]}
+        write_atomic(self.path / "sweep.json", json.dumps(stored, indent=1))
+        self.__dict__.pop("_stored")
+        self.__dict__.pop("runs", None)
+
+    @cached_property
+    def _stored(self) -> dict[str, Any]:
+        try:
+            stored: dict[str, Any] = json.loads((self.path / "sweep.json").read_text(encoding="utf-8"))
+            stored["runs_dir"], stored["launcher"]["kind"], stored["runs"]
+        except FileNotFoundError:
+            raise UserError(f"{self.path} is no sweep's folder: it has no sweep.json.") from None
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{self.path / 'sweep.json'} is damaged ({type(error).__name__}: {error}).") from error
+        return stored
+
+
+def find_sweep(name: str, runs_dir: Path) -> Sweep:
+    """Return the sweep that a person names: a folder, a name under `<runs_dir>/sweeps`, or `latest`.
+
+    Raises:
+        UserError: there is none.
+    """
+    folder = runs_dir / SWEEPS
+    known = sorted(path.parent.name for path in folder.glob("*/sweep.json"))
+    if name == "latest" and known:
+        return Sweep(folder / known[-1])
+    for path in (folder / name, Path(name)):
+        if (path / "sweep.json").is_file():
+            return Sweep(path)
+    there = f"the sweeps there are {', '.join(known[-5:])}" if known else "there are none"
+    raise UserError(f"There is no sweep {name} in {folder}; {there}.")

@@ -1,0 +1,54 @@
+"""Being asked to stop: a scheduler's signal before a time limit or a preemption, answered at a safe point.
+
+A job on a cluster is told by USR2, or on some clusters by TERM alone, that it will be killed soon. While a model
+trains, the request is noted, and the Trainer's next update ends with a checkpoint (`callbacks.py`). Elsewhere there is
+nothing to save, and the run ends at once.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+# For "temporary failure" in sysexits.h: the same command goes on where this one stopped.
+EXIT_STOPPED = 75
+
+SIGNALS = (signal.SIGUSR2, signal.SIGTERM)
+
+_requested: str | None = None
+_deferred = False
+
+
+class StopRequested(BaseException):
+    """The run was asked to stop, and can go on from what is on disk; no `except Exception` may swallow it."""
+
+
+def listen() -> None:
+    """Answer the signals from now on."""
+    for number in SIGNALS:
+        signal.signal(number, _on_signal)
+
+
+def requested() -> str | None:
+    """Return the name of the signal that asked the run to stop, or None."""
+    return _requested
+
+
+@contextmanager
+def deferred() -> Iterator[None]:
+    """Only note requests that come inside; who is inside asks `requested` where stopping is safe."""
+    global _deferred
+    _deferred = True
+    try:
+        yield
+    finally:
+        _deferred = False
+
+
+def _on_signal(number: int, frame: FrameType | None) -> None:
+    global _requested
+    _requested = signal.Signals(number).name
+    if not _deferred:
+        raise StopRequested(_requested)
