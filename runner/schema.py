@@ -6,6 +6,7 @@ are checked in `validate.py`. Nothing heavy may be imported here: this module is
 """
 
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any, cast
 
 from omegaconf import MISSING, DictConfig, OmegaConf
@@ -182,4 +183,10 @@ def typed(cfg: DictConfig) -> JobConfig:
     Raises:
         omegaconf.errors.OmegaConfBaseException: a value has the wrong type, or a key is unknown.
     """
-    return cast(JobConfig, OmegaConf.merge(OmegaConf.structured(JobConfig), cfg))
+    return cast(JobConfig, OmegaConf.merge(_empty(), cfg))
+
+
+@cache
+def _empty() -> DictConfig:
+    """Return a config of the classes' defaults; made once, since it takes as long as the rest of a merge."""
+    return OmegaConf.structured(JobConfig)

@@ -9,6 +9,7 @@ import typer
 
 from lorsa.runner.commands.runs import RunsDir, Which, select_runs
 from lorsa.runner.errors import UserError
+from lorsa.runner.launch.states import RunState
 
 
 def cancel(
@@ -26,7 +27,7 @@ def cancel(
     if not which and not everything:
         raise UserError("Name a sweep or filters, as in lorsa cancel latest task=cola; --all cancels everything.")
     selected = select_runs(which, runs_dir, Scheduler()).runs
-    active = [run for run in selected if run.state in ACTIVE and run.job]
+    active = [run for run in selected if run.state in ACTIVE and ("job_id" in run.job or _waits_here(run))]
     if not active:
         say(f"None of the {len(selected)} runs waits or runs in a job.")
         return
@@ -39,3 +40,8 @@ def cancel(
         return
     cancel_runs(active)
     say(f"Cancelled {len(active)} runs.")
+
+
+def _waits_here(run: RunState) -> bool:
+    """Whether it is of a sweep on this machine and waits for its turn."""
+    return run.state == "queued" and run.status.get("launcher") == "local"

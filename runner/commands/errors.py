@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from lorsa.runner.commands.runs import RunsDir, Which, select_runs
+from lorsa.runner.launch.states import RunState
 
 # Of a traceback or a log without one.
 TAIL_LINES = 12
@@ -33,7 +34,7 @@ def errors(
     for run in selected:
         key = (run.state, run.reason)
         groups.setdefault(key, []).append(run.signature)
-        shown.setdefault(key, str(run.status.get("traceback") or _end_of_log(run.path)))
+        shown.setdefault(key, str(run.status.get("traceback") or _end_of_log(run)))
     if as_json:
         document = [
             {"state": key[0], "reason": key[1], "runs": names, "text": shown[key]} for key, names in groups.items()
@@ -54,8 +55,14 @@ def errors(
             say(text if full else "\n".join(text.splitlines()[-TAIL_LINES:]))
 
 
-def _end_of_log(path: Path) -> str:
-    """Return the end of what the run printed: of the process that ended with a traceback, if one did."""
-    texts = [log.read_text(encoding="utf-8", errors="replace") for log in sorted((path / "logs").glob("output*.log"))]
+def _end_of_log(run: RunState) -> str:
+    """Return the end of what the run printed: of the process that ended with a traceback, if one did.
+
+    Of a run that never began it is what its job printed.
+    """
+    logs = sorted((run.path / "logs").glob("output*.log"))
+    if not logs and "sweep" in run.job:
+        logs = sorted(Path(run.job["sweep"], "submitit").glob(f"{run.job_id}_*log.out"))
+    texts = [log.read_text(encoding="utf-8", errors="replace") for log in logs]
     found = next((text for text in texts if "Traceback" in text[-4000:]), texts[0] if texts else "")
     return "\n".join(found.splitlines()[-TAIL_LINES:])

@@ -24,6 +24,8 @@ def run(
 ) -> None:
     """Do one run on this machine, in this process, with the config that it was submitted with."""
     from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError  # type: ignore[import-untyped]
 
     from lorsa.runner.launch.again import frozen_config
     from lorsa.runner.schema import register_resolvers, typed
@@ -31,14 +33,19 @@ def run(
 
     path = find_run(name, runs_dir)
     register_resolvers()
-    cfg = typed(OmegaConf.load(frozen_config(path)))  # type: ignore[arg-type]
+    file = frozen_config(path)
+    try:
+        cfg = typed(OmegaConf.load(file))  # type: ignore[arg-type]
+    except (OmegaConfBaseException, YAMLError, OSError) as error:
+        raise UserError(f"{file} is damaged, or of another version ({str(error).splitlines()[0]}).") from error
+    # It was for the sweep: what the run has done since is not to be thrown away.
+    cfg.force = False
     from lorsa.runner.job import run as run_job
 
     if not debug:
         run_job(cfg)
         return
     cfg.runs_dir = tempfile.mkdtemp(prefix="lorsa-debug-")
-    cfg.force = False
     say(f"Writing to {cfg.runs_dir}.")
     os.environ.pop("LORSA_JOB_ID", None)
     try:

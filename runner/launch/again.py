@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import socket
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError  # type: ignore[import-untyped]
 
 from lorsa.runner.errors import UserError
 from lorsa.runner.launch.launch import submit, submitting, wait
 from lorsa.runner.launch.scheduler import Scheduler
-from lorsa.runner.launch.states import ACTIVE, RunState, read_runs
+from lorsa.runner.launch.states import ACTIVE, UNFINISHED, RunState, read_runs
 from lorsa.runner.launch.sweep import Sweep, SweepRun
 from lorsa.runner.launch.task import CANCEL_SIGNAL
 from lorsa.runner.rundir import write_atomic
@@ -31,10 +28,10 @@ def frozen_config(path: Path) -> Path:
     Raises:
         UserError: there is none any more.
     """
-    job = path / "job.json"
+    (run,) = read_runs([path], Scheduler())
     candidates = [path / "config.yaml"]
-    if job.is_file():
-        candidates.insert(0, Sweep(Path(json.loads(job.read_bytes())["sweep"])).config(path.name))
+    if "sweep" in run.job:
+        candidates.insert(0, Sweep(Path(run.job["sweep"])).config(path.name))
     for candidate in candidates:
         if candidate.is_file():
             return candidate
@@ -57,13 +54,16 @@ def resubmit(runs: Sequence[RunState], changes: Sequence[str]) -> None:
     for folder, members in by_sweep.items():
         sweep = Sweep(Path(folder))
         known = {run.signature: run for run in sweep.runs}
-        if gone := [run.signature for run in members if not sweep.config(run.signature).is_file()]:
+        gone = [run.signature for run in members if not sweep.config(run.signature).is_file()]
+        if gone := gone + [run.signature for run in members if run.signature not in known]:
             raise UserError(f"{folder} has no config of {gone[0]} any more; run the sweep's command again.")
-        wanted = [_changed(known[run.signature], changes) for run in members]
-        about = {
-            run.signature: {key: run.status.get(key) for key in ("model", "method", "task", "seed")} for run in members
-        }
+        # `training` says that there is something to go on from: `force` throws that away no second time.
+        keys = ("model", "method", "task", "seed", "training")
         with submitting(str(sweep.runs_dir)):
+            # Another command may have submitted some before the lock, and others may have ended well.
+            members = [run for run in read_runs([run.path for run in members], Scheduler()) if run.state in UNFINISHED]
+            wanted = [_changed(known[run.signature], changes) for run in members]
+            about = {run.signature: {key: run.status[key] for key in keys if key in run.status} for run in members}
             if changes:
                 _store(sweep, wanted)
             submit(sweep, wanted, about)
@@ -79,29 +79,36 @@ def cancel_runs(runs: Sequence[RunState]) -> None:
     """
     from lorsa.runner.launch import slurm
 
-    names = {run.signature for run in runs}
+    whole, shared = _whole_and_shared([run for run in runs if run.status.get("launcher") == "slurm"])
     for run in runs:
         write_atomic(run.path / "job.json", json.dumps(run.job | {"cancelled": True}))
-    whole: list[str] = []
-    shared: list[str] = []
-    for job in {run.job["job_id"]: run.job for run in runs}.values():
-        sweep = Sweep(Path(job["sweep"]))
-        others = [sweep.runs_dir / name for name in sweep.runs_of(job["job_id"]) if name not in names]
-        needed = any(run.state in ACTIVE for run in read_runs(others, Scheduler()))
-        if job["launcher"] == "local":
-            _end_local(job, CANCEL_SIGNAL if needed else signal.SIGINT)
-        else:
-            (shared if needed else whole).append(job["job_id"])
-    slurm.cancel(whole)
-    slurm.cancel(shared, CANCEL_SIGNAL.name)
+    # A job of hydra/launcher=local looks at that file itself; see task.py.
+    try:
+        slurm.cancel(whole)
+        slurm.cancel(shared, CANCEL_SIGNAL.name)
+    except UserError:
+        over = Scheduler().over({*whole, *shared})
+        for run in runs:
+            if run.job.get("job_id") in {*whole, *shared} - over:  # it goes on
+                write_atomic(run.path / "job.json", json.dumps(run.job))
+        raise
 
 
-def _end_local(job: dict[str, Any], number: signal.Signals) -> None:
-    """Signal a job of hydra/launcher=local; its id is that of a process, where the sweep was started."""
-    if job.get("host") != socket.gethostname():
-        raise UserError(f"job {job['job_id']} runs on {job.get('host')}; cancel it there.")
-    with suppress(ProcessLookupError):
-        os.kill(int(job["job_id"]), number)
+def _whole_and_shared(runs: Sequence[RunState]) -> tuple[list[str], list[str]]:
+    """Return the jobs that have no other run that waits or runs, and those that have one."""
+    names = {run.signature for run in runs}
+    jobs = {run.job["job_id"]: run.job for run in runs}
+    members: dict[str, dict[str, list[Path]]] = {}
+    for folder in {job.get("sweep", "") for job in jobs.values()}:
+        members[folder] = Sweep(Path(folder)).runs_by_job()
+    others = {
+        job_id: [path for path in members[job.get("sweep", "")].get(job_id, []) if path.name not in names]
+        for job_id, job in jobs.items()
+    }
+    paths = sorted({path for each in others.values() for path in each})
+    active = {run.path for run in read_runs(paths, Scheduler()) if run.state in ACTIVE}
+    shared = [job_id for job_id, each in others.items() if active & set(each)]
+    return [job_id for job_id in jobs if job_id not in shared], shared
 
 
 def _sweep_of(run: RunState) -> str:
@@ -123,7 +130,7 @@ def _changed(run: SweepRun, changes: Sequence[str]) -> SweepRun:
             raise UserError(f"--set {change}: the number of processes makes another run; start it with lorsa-run.")
         try:
             OmegaConf.update(config, key, OmegaConf.create(f"value: {value}").value, force_add=key.startswith("extra."))
-        except OmegaConfBaseException as error:
+        except (OmegaConfBaseException, YAMLError) as error:
             valid = ", ".join(run.resources)
             raise UserError(f"--set {change}: {str(error).splitlines()[0]}; resources has {valid}.") from error
     resources: dict[str, Any] = OmegaConf.to_container(config)  # type: ignore[assignment]

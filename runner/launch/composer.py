@@ -8,15 +8,18 @@ function and in the order in which Hydra does it.
 from __future__ import annotations
 
 import copy
-from typing import Any
+from typing import Any, cast
 
-from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.config_loader_impl import ConfigLoaderImpl, get_overrides_dirname
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override, OverrideType
+from hydra.core.override_parser.types import Override
 from hydra.errors import ConfigCompositionException
-from omegaconf import DictConfig
+from omegaconf import DictConfig, open_dict
 from omegaconf.errors import OmegaConfBaseException
+
+from lorsa.runner.cli import check_names
+from lorsa.runner.schema import JobConfig, typed
 
 
 class SweepComposer:
@@ -30,6 +33,7 @@ class SweepComposer:
         self._loader = loader
         self._groups = set(loader.list_groups(""))
         self._composed: dict[tuple[str, ...], DictConfig] = {}
+        self._typed: dict[int, DictConfig] = {}
         self._parser = OverridesParser.create()
 
     def __getattr__(self, name: str) -> Any:
@@ -41,21 +45,63 @@ class SweepComposer:
         Raises:
             hydra.errors.HydraException: an override names nothing, or has a wrong value.
         """
+        base, parsed, values = self._base(master_config, sweep_overrides)
+        config = _with_values(base, values)
+        config.hydra.overrides.task = list(sweep_overrides)
+        naming = config.hydra.job.config.override_dirname
+        config.hydra.job.override_dirname = get_overrides_dirname(
+            [override for override in parsed if not override.is_hydra_override()],
+            naming.exclude_keys,
+            naming.item_sep,
+            naming.kv_sep,
+        )
+        return config
+
+    def job_config(self, master_config: DictConfig, sweep_overrides: list[str]) -> JobConfig:
+        """Return the same as the config of a job, typed and without Hydra's part.
+
+        Raises:
+            hydra.errors.HydraException: as above.
+            omegaconf.errors.OmegaConfBaseException: a value has the wrong type.
+            UserError: a chosen file calls itself by another's name.
+        """
+        base, _, values = self._base(master_config, sweep_overrides)
+        if any(override.is_add() or override.is_force_add() or override.is_delete() for override in values):
+            # Keys come and go only before the types are there.
+            return cast(JobConfig, _typed(_with_values(base, values)))
+        if id(base) not in self._typed:
+            self._typed[id(base)] = _typed(copy.deepcopy(base))
+        return cast(JobConfig, _with_values(self._typed[id(base)], values))
+
+    def _base(
+        self, master_config: DictConfig, sweep_overrides: list[str]
+    ) -> tuple[DictConfig, list[Override], list[Override]]:
+        """Return the config of the choices among the overrides, all overrides, and those that are not choices."""
         parsed = self._parser.parse_overrides(sweep_overrides)
         values = [override for override in parsed if self._is_value(override)]
         choices = tuple(str(override.input_line) for override in parsed if not self._is_value(override))
         if choices not in self._composed:
             self._composed[choices] = self._loader.load_sweep_config(master_config, list(choices))
-        config = copy.deepcopy(self._composed[choices])
-        try:
-            ConfigLoaderImpl._apply_overrides_to_config(values, config)
-        except OmegaConfBaseException as error:
-            raise ConfigCompositionException() from error
-        config.hydra.overrides.task = list(sweep_overrides)
-        return config
+        return self._composed[choices], parsed, values
 
     def _is_value(self, override: Override) -> bool:
-        """Whether this override sets one key that is there; all else may change which files are merged."""
+        """Whether this override sets, adds or deletes keys; all else may change which files are merged."""
         key = override.key_or_group
-        plain = override.type == OverrideType.CHANGE and override.package is None
-        return plain and "/" not in key and key.split(".")[0] != "hydra" and key not in self._groups
+        plain = override.package is None and "/" not in key and key not in self._groups
+        return plain and key.split(".")[0] != "hydra"
+
+
+def _typed(config: DictConfig) -> DictConfig:
+    check_names(config, config.hydra.runtime.choices)
+    with open_dict(config):
+        config.pop("hydra")
+    return cast(DictConfig, typed(config))
+
+
+def _with_values(base: DictConfig, values: list[Override]) -> DictConfig:
+    config = copy.deepcopy(base)
+    try:
+        ConfigLoaderImpl._apply_overrides_to_config(values, config)
+    except OmegaConfBaseException as error:
+        raise ConfigCompositionException() from error
+    return config

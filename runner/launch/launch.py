@@ -15,7 +15,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from lorsa.runner.errors import UserError
-from lorsa.runner.launch.plan import Plan, PlannedRun, check_sharing, group, make_plan
+from lorsa.runner.launch.plan import Plan, PlannedRun, check_one_node, check_sharing, group, make_plan
 from lorsa.runner.launch.scheduler import Scheduler, max_array_size
 from lorsa.runner.launch.states import RunState, read_runs
 from lorsa.runner.launch.sweep import Sweep, SweepRun
@@ -58,7 +58,12 @@ def launch(kind: str, composed: Composed, folder: Path, settings: dict[str, Any]
             # Another command may have submitted some between the question above and the lock.
             wanted = [run for run in again(plan, scheduler) if run.wanted]
             write_sweep(sweep, plan, launcher)
-            submit(sweep, [run.run for run in wanted], {run.run.signature: _about(run.cfg) for run in wanted})
+            try:
+                submit(sweep, [run.run for run in wanted], {run.run.signature: _about(run.cfg) for run in wanted})
+            except UserError:
+                if not sweep.has_jobs:  # nothing of it was submitted
+                    shutil.rmtree(sweep.path, ignore_errors=True)
+                raise
     if plan.wanted if kind == "local" else settings["wait"]:
         wait(sweep, [run.state.path for run in plan.runs], scheduler)
     return _as_asked(plan, read_runs([run.state.path for run in plan.runs], scheduler))
@@ -99,6 +104,8 @@ def show_plan(plan: Plan, sweep: Sweep, launcher: dict[str, Any]) -> None:
     show_planned(plan)
     runs = [run.run for run in plan.wanted]
     check_sharing(runs, launcher["runs_per_job"])
+    if launcher["kind"] == "local":
+        check_one_node(runs)
     if launcher["kind"] != "slurm":
         return
     from lorsa.runner.launch.slurm import script
@@ -136,7 +143,11 @@ def write_sweep(sweep: Sweep, plan: Plan, launcher: dict[str, Any]) -> None:
     first = plan.runs[0].cfg
     runs = [run.run for run in plan.runs]
     check_sharing(runs, launcher["runs_per_job"])
-    texts = [OmegaConf.to_yaml(run.cfg, resolve=True) for run in plan.runs]
+    if launcher["kind"] == "local":
+        check_one_node(runs)
+    if (sweep.path / "sweep.json").exists() and {run.signature for run in sweep.runs} - {run.signature for run in runs}:
+        raise UserError(f"{sweep.path} is another sweep's; start this one again, or give it a hydra.sweep.dir=…")
+    texts = [OmegaConf.to_yaml(run.cfg) for run in plan.runs]  # `check` resolved them
     sweep.write(Path(first.runs_dir), sys.argv, launcher, runs, texts)
     if launcher["snapshot"]:
         copy_code(sweep.code)
@@ -189,11 +200,11 @@ def mark_queued(sweep: Sweep, names: Sequence[str], about: dict[str, dict[str, A
     before: dict[Path, bytes | None] = {}
     for name in names:
         directory = RunDirectory(str(sweep.runs_dir), name)
-        status = directory.path / "status.json"
-        before[status] = status.read_bytes() if status.is_file() else None
+        status, job = directory.path / "status.json", directory.path / "job.json"
+        before |= {file: file.read_bytes() if file.is_file() else None for file in (job, status)}
         with writing(directory.path):
             directory.path.mkdir(parents=True, exist_ok=True)
-            (directory.path / "job.json").unlink(missing_ok=True)
+            write_atomic(job, json.dumps({"sweep": str(sweep.path)}))  # its id follows
         attempt = directory.status().get("attempt", 0)
         queued = {
             "state": "queued",
@@ -206,13 +217,13 @@ def mark_queued(sweep: Sweep, names: Sequence[str], about: dict[str, dict[str, A
         directory.write("status.json", json.dumps(queued, indent=2))
 
     def undo() -> None:
-        for status, content in before.items():
+        for file, content in before.items():
             if content is not None:
-                write_atomic(status, content)
+                write_atomic(file, content)
             else:
-                status.unlink(missing_ok=True)
+                file.unlink(missing_ok=True)
                 with suppress(OSError):  # not empty: something else is in it
-                    status.parent.rmdir()
+                    file.parent.rmdir()
 
     return undo
 

@@ -16,6 +16,7 @@ from lorsa.runner.errors import UserError, nearest
 from lorsa.runner.launch.scheduler import Scheduler
 from lorsa.runner.launch.states import ACTIVE, RunState, read_runs
 from lorsa.runner.launch.sweep import SweepRun
+from lorsa.runner.rundir import RunDirectory
 from lorsa.runner.schema import JobConfig
 
 
@@ -72,6 +73,7 @@ def make_plan(composed: Iterable[tuple[Sequence[str], Callable[[], JobConfig]]],
 
     checked: dict[str, tuple[SweepRun, JobConfig]] = {}
     asked = []
+    runs_dir = ""
     known_methods: set[str] = set()
     for overrides, compose in composed:
         try:
@@ -79,6 +81,9 @@ def make_plan(composed: Iterable[tuple[Sequence[str], Callable[[], JobConfig]]],
             check_run(cfg, known_methods)
             freeze_paths(cfg)
             name = signature(cfg)
+            runs_dir = runs_dir or cfg.runs_dir
+            if cfg.runs_dir != runs_dir:
+                raise UserError(f"runs_dir={cfg.runs_dir}, and {runs_dir} in another run; a sweep has one.")
         except (UserError, HydraException, OmegaConfBaseException) as error:
             raise UserError(f"{' '.join(overrides)}: {explain(error)} Nothing was submitted.") from error
         asked.append(name)
@@ -86,6 +91,12 @@ def make_plan(composed: Iterable[tuple[Sequence[str], Callable[[], JobConfig]]],
         checked.setdefault(name, (SweepRun(name, list(overrides), resources), cfg))
     states = read_runs([Path(cfg.runs_dir) / name for name, (_, cfg) in checked.items()], scheduler)
     runs = [PlannedRun(run, cfg, state) for (run, cfg), state in zip(checked.values(), states, strict=True)]
+    for run in runs:
+        if run.state.state == "done" and not run.cfg.force:
+            try:
+                RunDirectory(run.cfg.runs_dir, run.run.signature).result()
+            except UserError as error:  # damaged, or of another schema
+                raise UserError(f"{' '.join(run.run.overrides)}: {error} Nothing was submitted.") from error
     return Plan(runs, asked)
 
 
@@ -174,3 +185,14 @@ def check_sharing(runs: Iterable[SweepRun], runs_per_job: int) -> None:
                 f"{' '.join(run.overrides)}: hydra.launcher.runs_per_job={runs_per_job} is for runs of one process, "
                 f"and this one has {processes}; use runs_per_job=1."
             )
+
+
+def check_one_node(runs: Iterable[SweepRun]) -> None:
+    """Refuse runs that need several machines, where there is this one alone.
+
+    Raises:
+        UserError: there are such runs.
+    """
+    for run in runs:
+        if run.resources["nodes"] > 1:
+            raise UserError(f"{' '.join(run.overrides)}: resources.nodes must be 1 with hydra/launcher=local.")

@@ -15,6 +15,8 @@ PATIENCE = 60.0
 # The ids of finished jobs fit into a command line so many at a time.
 IDS_PER_QUESTION = 500
 
+NOT_OVER = ("PENDING", "RUNNING", "REQUEUED", "SUSPENDED", "RESIZING")
+
 
 @dataclass(frozen=True)
 class JobState:
@@ -37,6 +39,9 @@ class Scheduler:
     _past: dict[str, JobState] = field(default_factory=dict)
     _asked: float = 0.0
 
+    _named: set[str] = field(default_factory=set)
+    _told: set[str] = field(default_factory=set)
+
     def state(self, job_id: str) -> JobState | None:
         """Return the state of a job that waits or runs; None where SLURM has no such job, or cannot be asked."""
         return self.queue().get(job_id)
@@ -47,16 +52,28 @@ class Scheduler:
             self._queue, self._asked = self._ask(), time.monotonic()
         return self._queue
 
+    def over(self, job_ids: set[str]) -> set[str]:
+        """Return which of these jobs neither wait nor run.
+
+        SLURM's last answer says so only of jobs that were known when it was asked: one that was submitted later is in
+        no older answer. Where SLURM does not answer, nothing is known of any job.
+        """
+        before = self._asked
+        queue = self.queue()
+        if self._asked != before:
+            self._named = set(job_ids)
+        return (job_ids & self._named) - queue.keys() if self._reachable else set()
+
     @property
-    def reachable(self) -> bool:
-        """Whether SLURM answered; then a job that is not in the queue is over."""
-        self.queue()
-        return self._reachable
+    def age(self) -> float:
+        """Seconds since SLURM was asked."""
+        return time.monotonic() - self._asked
 
     _reachable: bool = False
 
     def _ask(self) -> dict[str, JobState]:
         self._reachable = False
+        self._named, self._told = set(), set()
         if not installed():
             return {}
         # -r: one line for each element of an array.
@@ -69,14 +86,17 @@ class Scheduler:
 
     def past(self, job_ids: set[str]) -> dict[str, JobState]:
         """Return how jobs that are over ended, of those that the accounting knows; {} on a cluster without one."""
-        unknown = sorted({job_id.partition("_")[0] for job_id in job_ids - self._past.keys()})
+        missing = job_ids - self._past.keys() - self._told
+        unknown = sorted({job_id.partition("_")[0] for job_id in missing})
         if unknown and shutil.which("sacct") is not None:
+            self._told |= missing  # whatever it says now: not again before the queue is asked again
             for start in range(0, len(unknown), IDS_PER_QUESTION):
                 ids = ",".join(unknown[start : start + IDS_PER_QUESTION])
                 done = _run(["sacct", "-n", "-X", "-P", "-j", ids, "-o", "JobID,State"])
                 for line in (done or "").splitlines():
                     job, _, state = line.partition("|")
-                    self._past[job] = JobState(state.split(" ")[0])
+                    if state and state.split(" ")[0] not in NOT_OVER:  # the accounting can lag behind
+                        self._past[job] = JobState(state.split(" ")[0])
         return {job_id: self._past[job_id] for job_id in job_ids if job_id in self._past}
 
 

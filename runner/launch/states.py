@@ -92,13 +92,16 @@ def read_runs(paths: Iterable[Path], scheduler: Scheduler) -> list[RunState]:
     unfinished = [path for path, status in found if status.get("state") not in ("done", "failed")]
     jobs = {path: _read(path / "job.json") for path in unfinished}
     now = _disk_time(found[0][0].parent) if unfinished and found else time.time()
-    over: set[str] = set()
-    in_slurm = {path for path, status in found if status.get("launcher") == "slurm" and jobs.get(path)}
-    if in_slurm and scheduler.reachable:
-        ids = {jobs[path]["job_id"] for path in in_slurm}
-        over = ids - scheduler.queue().keys()
+    ids = {path: str(jobs[path]["job_id"]) for path, status in found if _in_job(status, jobs.get(path, {}))}
+    over = scheduler.over(set(ids.values())) if ids else set()
     past = scheduler.past(over) if over else {}
-    return [_state(path, status, jobs.get(path, {}), scheduler, past, now) for path, status in found]
+    # A run may have ended after its file was read and before SLURM was asked.
+    found = [(path, _read(path / "status.json") if ids.get(path) in over else status) for path, status in found]
+    return [_state(path, status, jobs.get(path, {}), scheduler, over, past, now) for path, status in found]
+
+
+def _in_job(status: dict[str, Any], job: dict[str, Any]) -> bool:
+    return status.get("launcher") == "slurm" and "job_id" in job
 
 
 def _state(
@@ -106,12 +109,15 @@ def _state(
     status: dict[str, Any],
     job: dict[str, Any],
     scheduler: Scheduler,
+    over: set[str],
     past: dict[str, JobState],
     now: float,
 ) -> RunState:
     said = status.get("state")
+    if said == "done" and not (path / "result.json").is_file():
+        return RunState(path, "lost", "it was done, and its result.json is gone", job, status)
     if said in ("done", "failed"):
-        return RunState(path, said, _first_line(status.get("error", "")), job, status)
+        return RunState(path, said, _first_line(str(status.get("error", ""))), job, status)
     if said is None:
         # A result without status.json: made by an older version, or copied.
         return RunState(path, "done" if (path / "result.json").is_file() else "new", "", job, status)
@@ -119,9 +125,15 @@ def _state(
         return RunState(path, "cancelled", "", job, status)
     if said == "interrupted":
         return RunState(path, said, "", job, status)
+    if said not in ACTIVE:
+        return RunState(path, "lost", f"its status.json says '{said}', which this version does not know", job, status)
     reason = str(status.get("reason", ""))
-    if status.get("launcher") == "slurm" and job and scheduler.reachable:
-        state, why = _in_slurm(said, scheduler.state(job["job_id"]), past.get(job["job_id"]))
+    job_id = str(job["job_id"]) if _in_job(status, job) else ""
+    queued = scheduler.state(job_id) if job_id else None
+    if queued is not None and said == "running" and _silent(path, now) < scheduler.age:
+        state, why = "running", ""  # it spoke after SLURM did
+    elif queued is not None or job_id in over:
+        state, why = _in_slurm(said, queued, past.get(job_id))
     else:
         state, why = _elsewhere(path, said, status, job, now)
     silent = None
@@ -152,24 +164,28 @@ def _elsewhere(path: Path, said: str, status: dict[str, Any], job: dict[str, Any
     if said == "queued":
         if status.get("launcher") == "local" and not _alive(status.get("host"), status.get("pid")):
             return "lost", "the sweep's process is gone"
-        if status.get("launcher") == "slurm" and not job:
-            return "lost", "it was not submitted to the end"
+        if status.get("launcher") == "slurm" and "job_id" not in job:
+            here = status.get("host") == socket.gethostname()
+            if not _alive(status["host"], status.get("pid")) if here else _silent(path, now) > SILENT_SECONDS:
+                return "lost", "it was not submitted to the end"
         return "queued", ""
     if status.get("launcher") != "slurm" and status.get("host") == socket.gethostname():
-        if said == "running" and not _alive(status["host"], status.get("pid")):
+        # Between two attempts of a local job, the job itself has to be there.
+        process = job.get("job_id") if said == "requeued" else status.get("pid")
+        if not _alive(status["host"], process):
             return "lost", "its process is gone"
-        return said, ""
+        return str(said), ""
     if said == "running" and _silent(path, now) > SILENT_SECONDS:
         return "lost", "no sign of life"
     return said, ""
 
 
-def _alive(host: str | None, pid: int | None) -> bool:
-    if host != socket.gethostname() or pid is None:
+def _alive(host: str | None, pid: int | str | None) -> bool:
+    if host != socket.gethostname() or not str(pid).isdecimal():
         return True  # cannot be seen from here
     try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
+        os.kill(int(str(pid)), 0)
+    except (ProcessLookupError, OverflowError):
         return False
     except PermissionError:
         pass

@@ -15,6 +15,7 @@ import shlex
 import socket
 import time
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -81,6 +82,11 @@ class Sweep:
         settings: dict[str, Any] = self._stored["launcher"]
         return settings
 
+    @property
+    def has_jobs(self) -> bool:
+        """Whether any job was submitted."""
+        return (self.path / "jobs.jsonl").exists()
+
     def config(self, signature: str) -> Path:
         """Return where the frozen config of a run is."""
         return self.configs / f"{signature}.yaml"
@@ -124,6 +130,7 @@ class Sweep:
             for run, text in zip(runs, configs, strict=True):
                 self.config(run.signature).write_text(text, encoding="utf-8")
             write_atomic(self.path / "sweep.json", json.dumps(document, indent=1))
+        self._forget()
 
     def record_job(self, job_id: str, runs: list[str]) -> None:
         """Add a job that was submitted, to the sweep's list and to each of its runs."""
@@ -141,14 +148,15 @@ class Sweep:
         for signature in runs:
             write_atomic(self.runs_dir / signature / "job.json", json.dumps(job))
 
-    def runs_of(self, job_id: str) -> list[str]:
-        """Return the runs of a job of this sweep."""
-        try:
-            lines = (self.path / "jobs.jsonl").read_text(encoding="utf-8").splitlines()
-        except FileNotFoundError:
-            return []
-        jobs = (json.loads(line) for line in lines)
-        return [name for job in jobs if job["job_id"] == job_id for name in job["runs"]]
+    def runs_by_job(self) -> dict[str, list[Path]]:
+        """Return the directories of the runs of each job, as far as the sweep's folder is still there."""
+        members: dict[str, list[Path]] = {}
+        with suppress(FileNotFoundError, UserError):
+            for line in (self.path / "jobs.jsonl").read_text(encoding="utf-8").splitlines():
+                with suppress(ValueError, KeyError, TypeError):  # a line that was not written to the end
+                    job = json.loads(line)
+                    members[job["job_id"]] = [self.runs_dir / name for name in job["runs"]]
+        return members
 
     def replace_runs(self, runs: Iterable[SweepRun]) -> None:
         """Put these in the place of the runs with the same signatures."""
@@ -157,8 +165,11 @@ class Sweep:
         new = {run.signature: asdict(run) for run in runs}
         stored = self._stored | {"runs": [new.get(run["signature"], run) for run in self._stored["runs"]]}
         write_atomic(self.path / "sweep.json", json.dumps(stored, indent=1))
-        self.__dict__.pop("_stored")
-        self.__dict__.pop("runs", None)
+        self._forget()
+
+    def _forget(self) -> None:
+        for name in ("_stored", "runs"):
+            self.__dict__.pop(name, None)
 
     @cached_property
     def _stored(self) -> dict[str, Any]:

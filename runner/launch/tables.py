@@ -19,6 +19,8 @@ from lorsa.runner.terminal import console
 
 # How often the files of the runs are read; SLURM is asked less often (scheduler.py).
 LOOK_SECONDS = 2.0
+# A shared file system may show a changed file late.
+FILE_SECONDS = 60.0
 # A terminal shows so many runs of a longer list: first those that are on their way or ended badly.
 LIVE_ROWS = 30
 # From so many characters on, lines are not narrow; below, a run is named by its first digits, which commands take too.
@@ -89,12 +91,19 @@ def live(paths: Sequence[Path], scheduler: Scheduler, step: Callable[[], bool] |
         step: called each time; says whether there is still something to do, whatever the runs say.
     """
     with Live(console=console, auto_refresh=False, transient=True) as view:
+        ended = None
         while True:
             busy = step() if step is not None else False
             runs = read_runs(paths, scheduler)
             view.update(Group(counts(runs), states_table(_most_telling(runs))), refresh=console.is_terminal)
-            if not busy and not any(run.state in ACTIVE for run in runs):
-                break
+            if busy or any(run.state in ACTIVE for run in runs):
+                ended = None
+            else:
+                ended = ended or time.monotonic()
+                # What a run wrote at its end may be seen here later than SLURM forgets its job.
+                unsaid = step is None and any(run.state in ("lost", "killed") for run in runs)
+                if not unsaid or time.monotonic() - ended > FILE_SECONDS:
+                    break
             time.sleep(LOOK_SECONDS)
     console.print(counts(runs), highlight=False)
 

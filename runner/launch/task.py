@@ -19,6 +19,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -31,8 +32,11 @@ EXIT_DONE, EXIT_FAILED = 0, 1
 # submitit's local jobs are begun again when they exit with this.
 LOCAL_AGAIN = 144
 
-# To end the worker of a run that was cancelled, in a job that has others.
+# To end the worker of a run that was cancelled, in a SLURM job that has others; a local job looks by itself.
 CANCEL_SIGNAL = signal.SIGUSR1
+LOOK_SECONDS = 2.0
+# submitit kills a local job's processes one second after their Ctrl-C.
+INTERRUPT_SECONDS = 0.5
 
 
 @dataclass(frozen=True)
@@ -53,6 +57,7 @@ class Task:
         """Do the runs, and exit with what is to become of the job."""
         environment = distributed_environment()
         worker = Worker(self._cancelled)
+        failed = False
         for name in self.runs:
             if self._cancelled(name) or (len(self.runs) > 1 and self._over(name, environment[JOB_ID])):
                 continue
@@ -61,7 +66,10 @@ class Task:
                 _exit_to_go_on(code, environment[LAUNCHER])
             if code > 0 and "RANK" in environment:
                 self._mark(environment[JOB_ID]).touch()
-        if any(self._state(name) != "done" for name in self.runs):
+            failed |= code != 0
+        # The first process alone writes that a run is done, and others may end before it does.
+        first = environment.get("RANK", "0") == "0"
+        if failed or (first and any(self._state(name) != "done" for name in self.runs)):
             sys.exit(EXIT_FAILED)
 
     def _mark(self, job_id: str) -> Path:
@@ -117,11 +125,25 @@ class Worker:
             output.flush()
             self._name = name
             self._process = subprocess.Popen(command, env=dict(environment), stdout=output, stderr=subprocess.STDOUT)
-            code = self._process.wait()
+            code = self._wait(self._process, look=environment[LAUNCHER] == "local")
             self._process = None
             if code < 0:
                 output.write(f"--- killed by {signal.Signals(-code).name}\n")
         return code
+
+    def _wait(self, process: subprocess.Popen[bytes], look: bool) -> int:
+        """Wait for the worker's end; `look` at times whether its run was cancelled, where no signal will say so."""
+        try:
+            while True:
+                with suppress(subprocess.TimeoutExpired):
+                    return process.wait(LOOK_SECONDS if look else None)
+                if self._cancelled(self._name):
+                    process.kill()
+        except BaseException:  # Ctrl-C, which a terminal sends to the worker too, and submitit to this process alone
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(INTERRUPT_SECONDS)
+            process.kill()
+            raise
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if number == CANCEL_SIGNAL:

@@ -5,11 +5,13 @@ Exits as `lorsa-run` does: 0 done, 1 a defect, 2 refused; and 75 when it was tol
 
 from __future__ import annotations
 
+import signal
 import sys
 import time
 from pathlib import Path
 
 from lorsa.runner import stop
+from lorsa.runner.launch.task import CANCEL_SIGNAL
 
 # A shared file system may show a new file late.
 FILE_SECONDS = 60.0
@@ -18,6 +20,8 @@ FILE_SECONDS = 60.0
 def main() -> None:
     """Run the frozen config that the command line names."""
     stop.listen()
+    # Meant for the process that started this one; some clusters send it to every process of a job.
+    signal.signal(CANCEL_SIGNAL, signal.SIG_IGN)
     from omegaconf import OmegaConf
 
     from lorsa.runner.cli import EXIT_BAD_INPUT
@@ -25,6 +29,7 @@ def main() -> None:
     from lorsa.runner.job import run
     from lorsa.runner.rundir import RunDirectory
     from lorsa.runner.schema import register_resolvers, typed
+    from lorsa.runner.signature import signature
 
     path = Path(sys.argv[1])
     try:
@@ -34,12 +39,17 @@ def main() -> None:
         directory = RunDirectory(cfg.runs_dir, path.stem)
         # `force` throws away what was there before the sweep, not what an earlier attempt of it left.
         cfg.force = cfg.force and not directory.status().get("training", False)
+        if signature(cfg) != path.stem:
+            raise UserError(
+                f"{path} is not this run any more: the code, the model's or the data's files changed since it was "
+                "submitted; run the sweep's command again, with hydra.launcher.snapshot=true to keep the code."
+            )
         run(cfg)
     except UserError as error:
         print(f"lorsa: {error}", file=sys.stderr)
         sys.exit(EXIT_BAD_INPUT)
-    except stop.StopRequested as signal:
-        print(f"lorsa: stopped by {signal}; the next attempt goes on from the last checkpoint.", file=sys.stderr)
+    except stop.StopRequested as request:
+        print(f"lorsa: stopped by {request}; the next attempt goes on from the last checkpoint.", file=sys.stderr)
         sys.exit(stop.EXIT_STOPPED)
 
 

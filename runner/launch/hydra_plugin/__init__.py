@@ -55,8 +55,9 @@ class SweepLauncher(Launcher):
         """Take what Hydra gives to a launcher; the sweeper composes through the same context, so it is fast as well."""
         from lorsa.runner.launch.composer import SweepComposer
 
-        hydra_context.config_loader = SweepComposer(hydra_context.config_loader)  # type: ignore[assignment]
-        self.hydra_context, self.config = hydra_context, config
+        self.composer = SweepComposer(hydra_context.config_loader)
+        hydra_context.config_loader = self.composer  # type: ignore[assignment]
+        self.config = config
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """Submit runs, and if the settings say so, wait for them.
@@ -89,19 +90,7 @@ class SweepLauncher(Launcher):
         return [_job_return(overrides, state) for overrides, state in zip(job_overrides, states, strict=True)]
 
     def _composer(self, overrides: Sequence[str]) -> Callable[[], JobConfig]:
-        def compose() -> JobConfig:
-            from omegaconf import open_dict
-
-            from lorsa.runner.cli import check_names
-            from lorsa.runner.schema import typed
-
-            config = self.hydra_context.config_loader.load_sweep_config(self.config, list(overrides))
-            check_names(config, config.hydra.runtime.choices)
-            with open_dict(config):
-                config.pop("hydra")
-            return typed(config)
-
-        return compose
+        return lambda: self.composer.job_config(self.config, list(overrides))
 
     @property
     def _basic(self) -> bool:
