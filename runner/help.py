@@ -14,6 +14,7 @@ lorsa-run: fine-tune, evaluate and record GLUE runs.
   lorsa-run method=lorsa task=sst2                     one run, on the embedded model and demo data
   lorsa-run method=lora task=cola method.config.r=4    any choice, any key
   lorsa-run -m method=lorsa,lora seed=0,1,2            a sweep: one run after the other
+  lorsa-run -m seed=0,1,2 hydra/launcher=slurm         a sweep as a SLURM array; hydra/launcher=local: on this machine
   lorsa-run --cfg job method=lora                      print the whole config of a run, and stop
 
 Choices:
@@ -21,6 +22,7 @@ Choices:
 
 Flags:
   -m, --multirun      run every combination of the comma-separated values
+  dry_run=true        check, say what would be run or submitted, and stop
   --cfg job           print the config; with --resolve, interpolations filled in
   --info defaults     print which file each part comes from
   --config-dir DIR    add a folder with more choices, laid out as conf/ is
