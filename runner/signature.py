@@ -39,6 +39,8 @@ def identity(cfg: JobConfig) -> dict[str, Any]:
     for key in ("runs_dir", "force", "tracker"):
         resolved.pop(key)
     resolved["engine"].pop("threads")
+    if resolved["engine"]["zero"] is None:
+        resolved["engine"].pop("zero")
     for key in ("checkpoint_every", "profile"):
         resolved["train"].pop(key)
     folder = model_folder(cfg.model.path)
