@@ -88,7 +88,13 @@ class _Group:
         self.failure: str | None = None  # what another process said when it left
         self.inside = False
         self.stopped = threading.Event()
-        threading.Thread(target=self._watch, args=(store.clone(),), daemon=True).start()
+        self._watcher = threading.Thread(target=self._watch, args=(store.clone(),), daemon=True)
+        self._watcher.start()
+
+    def close(self) -> None:
+        """End the watch; a thread that is in a call of the store must not outlive it."""
+        self.stopped.set()
+        self._watcher.join(timeout=5)
 
     def _watch(self, store: Any) -> None:
         """Wait for word of a failure elsewhere, and end this process if it cannot come out by itself."""
@@ -114,7 +120,7 @@ class _Group:
             if self.store.add(FAILURES, 1) == 1:
                 self.store.set(FAILED, sentence)
             deadline = time.monotonic() + GRACE / 2
-            while self.store.add(HEARD, 0) < world_size() and time.monotonic() < deadline:
+            while self.store.add(HEARD, 0) < world_size() - 1 and time.monotonic() < deadline:
                 time.sleep(0.1)
 
 
@@ -185,7 +191,7 @@ def stop() -> None:
         return
     from torch import distributed as dist
 
-    _group.stopped.set()
+    _group.close()
     if dist.is_initialized():
         dist.destroy_process_group()
     _group = None

@@ -6,6 +6,7 @@ ZeRO 1 spreads the optimizer's state over the processes, ZeRO 2 the gradients to
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from importlib.util import find_spec
@@ -66,6 +67,8 @@ def start_deepspeed(cpu: bool) -> None:
     os.environ.setdefault("DS_ACCELERATOR", "cpu" if cpu else "cuda")
     # Its logger takes its level when it is imported; what it says is for its developers.
     os.environ.setdefault("DS_LOG_LEVEL", "error")
+    # Said at every collective call, of names that DeepSpeed uses.
+    warnings.filterwarnings("ignore", message="`torch.distributed.*is deprecated", category=FutureWarning)
     import deepspeed
     from deepspeed.utils import logger
 
@@ -171,3 +174,13 @@ def _hooked(backbone: nn.Module, cfg: JobConfig, world_size: int) -> Iterator[No
     finally:
         hooks.partition_all_parameters()
         hooks.destroy()
+
+
+def lay_out(model: nn.Module) -> None:
+    """Store every tensor of a model row by row: DeepSpeed sends them as bytes."""
+    import torch
+
+    for tensor in (*model.parameters(), *model.buffers()):
+        # A single column counts as contiguous whatever its stride, but not as bytes.
+        if tensor.ndim and tensor.stride(-1) != 1:
+            tensor.data = tensor.data.clone(memory_format=torch.contiguous_format)
