@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
-from torch import Tensor, nn
+from torch import Tensor
 
 
 def is_partitioned(parameter: Tensor) -> bool:
@@ -24,7 +24,7 @@ def shape(parameter: Tensor) -> tuple[int, ...]:
 
 
 @contextmanager
-def whole(parameters: Iterable[nn.Parameter], change: bool = False) -> Iterator[None]:
+def whole(parameters: Iterable[Tensor], change: bool = False) -> Iterator[None]:
     """Within, the parameters are there as a whole, in every process.
 
     All processes have to come here with the same parameters, in the same order. Does nothing for ordinary ones.

@@ -56,7 +56,7 @@ def _prefetch_together(
     for first in range(0, len(names), world_size()):
         turn = names[first : first + world_size()]
         weight = None
-        with whole([layers[name].weight for name in turn]):
+        with whole(layers[name].weight for name in turn):
             if rank() < len(turn):
                 parameter = layers[turn[rank()]].weight
                 weight = parameter.detach().clone() if is_partitioned(parameter) else parameter.detach()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -118,7 +119,7 @@ class GlueTrainer(Trainer):
             self.state = state
             if is_zero(self.cfg.engine):
                 # Nothing is left to train, but the model has to be DeepSpeed's to be scored.
-                self._prepare_for_training(state.max_steps, self.get_train_dataloader(), None)
+                self._prepare_for_training(state.max_steps, self.get_train_dataloader(), None)  # type: ignore[no-untyped-call]
             self._load_from_checkpoint(str(checkpoint))
         else:
             self.train(resume_from_checkpoint=str(checkpoint) if checkpoint is not None else None)
@@ -324,6 +325,9 @@ class GlueTrainer(Trainer):
 def training_arguments(cfg: JobConfig, directory: RunDirectory) -> TrainingArguments:
     """Return the Trainer's arguments for a run."""
     zero = is_zero(cfg.engine)
+    if not zero:
+        # Accelerate leaves it behind, and an earlier run of a sweep may have had DeepSpeed.
+        os.environ.pop("ACCELERATE_USE_DEEPSPEED", None)
     arguments = TrainingArguments(
         output_dir=str(directory.checkpoints),
         num_train_epochs=cfg.train.epochs,
@@ -345,6 +349,8 @@ def training_arguments(cfg: JobConfig, directory: RunDirectory) -> TrainingArgum
         warmup_steps=cfg.optim.warmup,
         seed=cfg.seed,
         data_seed=cfg.seed,
+        # A method of PEFT uses all that it adds; of the model's own parameters some may not be used.
+        ddp_find_unused_parameters=str(cfg.method.config["_target_"]).startswith("lorsa.methods.SelectedConfig"),
         use_cpu=cfg.engine.device == "cpu" or not torch.cuda.is_available(),
         deepspeed=deepspeed_config(cfg, world_size()) if zero else None,
         bf16=cfg.engine.precision == "bf16" and not zero,  # there it would convert the weights

@@ -91,7 +91,7 @@ def deepspeed_config(cfg: JobConfig, world_size: int) -> dict[str, Any]:
         "gradient_accumulation_steps": passes,
         "train_batch_size": per_process * passes * world_size,
         "gradient_clipping": cfg.optim.max_grad_norm,
-        "zero_optimization": OmegaConf.to_container(cfg.engine.zero, resolve=True),  # type: ignore[arg-type]
+        "zero_optimization": OmegaConf.to_container(cfg.engine.zero, resolve=True),
         # The optimizer is PyTorch's, the one that engine=single has.
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
@@ -108,8 +108,7 @@ def partitioned_loading(cfg: JobConfig, world_size: int) -> Iterator[None]:
     if not is_zero3(cfg.engine):
         yield
         return
-    from transformers.integrations import HfDeepSpeedConfig
-    from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+    from transformers.integrations.deepspeed import HfDeepSpeedConfig, unset_hf_deepspeed_config
 
     config = deepspeed_config(cfg, world_size)
     # What is created while loading gets this dtype, and no other.

@@ -72,7 +72,7 @@ class BasisCache:
             MethodError: the weight has no decomposition, or the basis cannot be stored.
         """
         partitioned = is_partitioned(weight)
-        with whole([weight] if isinstance(weight, nn.Parameter) else []):
+        with whole([weight]):
             path = self._path(weight, name)
             computed = not path.exists() and self._fill(path, weight, name)
 
