@@ -38,6 +38,11 @@ def whole(parameters: Iterable[Tensor], change: bool = False) -> Iterator[None]:
         yield
         return
     import deepspeed
+    from deepspeed.runtime.zero.partition_parameters import ZeroParamStatus
 
+    # DeepSpeed keeps small parameters whole while it trains, and counts on finding them so.
+    kept = [parameter for parameter in partitioned if parameter.ds_status == ZeroParamStatus.AVAILABLE]  # type: ignore[attr-defined]
     with deepspeed.zero.GatheredParameters(partitioned, modifier_rank=0 if change else None):
         yield
+    if kept:
+        kept[0].all_gather(param_list=kept)  # type: ignore[attr-defined]

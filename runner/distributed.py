@@ -277,10 +277,12 @@ def together(cfg: JobConfig) -> Iterator[None]:
     except BaseException as error:
         if isinstance(error, UserError) and error.agreed:
             raise
-        group.tell(f"process {rank()} on {socket.gethostname()} ended with {type(error).__name__}: {error}")
+        kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
+        group.tell(f"process {rank()} on {socket.gethostname()} ended with {kind}{error}")
         first = group.failure
-        if first is not None and isinstance(error, Exception) and not first.startswith(f"process {rank()} "):
-            raise UserError(first) from error
-        raise
+        own = isinstance(error, UserError) or not isinstance(error, Exception)
+        if own or first is None or first.startswith(f"process {rank()} "):
+            raise
+        raise UserError(first) from error
     finally:
         group.inside = False

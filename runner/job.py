@@ -242,10 +242,10 @@ def make_trainer(
     """Return the trainer, which chooses its checkpoint on the splits that the protocol names."""
     from lorsa.runner.evaluation import score_splits, selection_metrics
     from lorsa.runner.training import GlueTrainer
-    from lorsa.runner.zero import is_zero, is_zero3, lay_out
+    from lorsa.runner.zero import is_zero, is_zero3, prepare_model
 
     if is_zero(cfg.engine):
-        lay_out(model)
+        prepare_model(model, cfg.engine)
     if is_zero3(cfg.engine) and cfg.train.gradient_checkpointing:
         # What is checkpointed reentrantly gets a gradient only if its inputs want one, and embeddings are frozen.
         base.model.enable_input_require_grads()

@@ -119,7 +119,7 @@ class GlueTrainer(Trainer):
             self.state = state
             if is_zero(self.cfg.engine):
                 # Nothing is left to train, but the model has to be DeepSpeed's to be scored.
-                self._prepare_for_training(state.max_steps, self.get_train_dataloader(), None)  # type: ignore[no-untyped-call]
+                self._prepare_for_training(state.max_steps, self.get_train_dataloader(), None)
             self._load_from_checkpoint(str(checkpoint))
         else:
             self.train(resume_from_checkpoint=str(checkpoint) if checkpoint is not None else None)
@@ -299,12 +299,19 @@ class GlueTrainer(Trainer):
                 }
                 save_file(trainable, folder / WEIGHTS_FILE)
 
-    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        if is_zero(self.cfg.engine):
-            # DeepSpeed would add the weights to the optimizer's state, the fixed singular vectors among them.
-            assert self.deepspeed is not None
-            self.deepspeed.module_state_dict = lambda **options: {}
-        super()._save_optimizer_and_scheduler(output_dir)
+    def _prepare_for_training(self, max_steps: int, loader: Any, checkpoint: str | None) -> tuple[Any, Any]:
+        if not is_zero(self.cfg.engine):
+            prepared: tuple[Any, Any] = super()._prepare_for_training(max_steps, loader, checkpoint)  # type: ignore[no-untyped-call]
+            return prepared
+        engine, loader = super()._prepare_for_training(max_steps, loader, None)  # type: ignore[no-untyped-call]
+        # The weights are `save_model`'s: DeepSpeed would add what is fixed, the singular vectors among it.
+        engine.module_state_dict = lambda **options: {}
+        engine.load_module_state_dict = lambda **options: None
+        if checkpoint is not None:
+            engine.load_checkpoint(checkpoint)
+            self._load_optimizer_and_scheduler(checkpoint)
+            self._load_from_checkpoint(checkpoint)
+        return engine, loader
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         folder = Path(resume_from_checkpoint)

@@ -175,11 +175,30 @@ def _hooked(backbone: nn.Module, cfg: JobConfig, world_size: int) -> Iterator[No
         hooks.destroy()
 
 
-def lay_out(model: nn.Module) -> None:
-    """Store every tensor of a model row by row: DeepSpeed sends them as bytes."""
+def prepare_model(model: nn.Module, engine: EngineConfig) -> None:
+    """Make an adapted model fit for DeepSpeed.
+
+    Every tensor is stored row by row, since DeepSpeed sends them as bytes. Under ZeRO-3 the layers of PEFT's kind name
+    the parameters that they read without running the module that owns them: those of the adapter, and the bias.
+    """
     import torch
+    from peft.tuners.tuners_utils import BaseTunerLayer
 
     for tensor in (*model.parameters(), *model.buffers()):
         # A single column counts as contiguous whatever its stride, but not as bytes.
         if tensor.ndim and tensor.stride(-1) != 1:
             tensor.data = tensor.data.clone(memory_format=torch.contiguous_format)
+    if not is_zero3(engine):
+        return
+    import deepspeed
+
+    for layer in model.modules():
+        if not isinstance(layer, BaseTunerLayer):
+            continue
+        base = layer.get_base_layer()
+        read = [base.bias] if isinstance(getattr(base, "bias", None), torch.nn.Parameter) else []
+        for child in layer.children():  # type: ignore[attr-defined]  # every such layer is a module
+            if isinstance(child, torch.nn.ParameterDict):
+                read += child.parameters()
+        for parameter in read:
+            deepspeed.zero.register_external_parameter(layer, parameter)
