@@ -197,7 +197,7 @@ def prepare_model(model: nn.Module, engine: EngineConfig) -> None:
             continue
         base = layer.get_base_layer()
         read = [base.bias] if isinstance(getattr(base, "bias", None), torch.nn.Parameter) else []
-        for child in layer.children():  # type: ignore[attr-defined]  # every such layer is a module
+        for child in layer.children():
             if isinstance(child, torch.nn.ParameterDict):
                 read += child.parameters()
         for parameter in read:
