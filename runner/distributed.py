@@ -192,7 +192,8 @@ def stop() -> None:
     from torch import distributed as dist
 
     _group.close()
-    if dist.is_initialized():
+    # A group that has lost a process may wait for it for ever.
+    if dist.is_initialized() and _group.failure is None:
         dist.destroy_process_group()
     _group = None
 
@@ -275,7 +276,7 @@ def together(cfg: JobConfig) -> Iterator[None]:
         yield
         barrier()
     except BaseException as error:
-        if isinstance(error, UserError) and error.agreed:
+        if getattr(error, "agreed", False):
             raise
         kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
         group.tell(f"process {rank()} on {socket.gethostname()} ended with {kind}{error}")

@@ -65,14 +65,12 @@ def start_deepspeed(cpu: bool) -> None:
 
     os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(default_folder() / "torch_extensions"))
     os.environ.setdefault("DS_ACCELERATOR", "cpu" if cpu else "cuda")
-    # Its logger takes its level when it is imported; what it says is for its developers.
-    os.environ.setdefault("DS_LOG_LEVEL", "error")
     # Said at every collective call, of names that DeepSpeed uses.
     warnings.filterwarnings("ignore", message="`torch.distributed.*is deprecated", category=FutureWarning)
     import deepspeed
     from deepspeed.utils import logger
 
-    logger.setLevel("ERROR")
+    logger.setLevel("ERROR")  # what it says is for its developers
     # A reduction through shared memory that inference uses: compiling it would take the first run half a minute.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.init_distributed(dist_backend="gloo" if cpu else "nccl", auto_mpi_discovery=False, verbose=False)
@@ -184,6 +182,8 @@ def prepare_model(model: nn.Module, engine: EngineConfig) -> None:
     import torch
     from peft.tuners.tuners_utils import BaseTunerLayer
 
+    from lorsa.methods.partitioned import is_partitioned
+
     for tensor in (*model.parameters(), *model.buffers()):
         # A single column counts as contiguous whatever its stride, but not as bytes.
         if tensor.ndim and tensor.stride(-1) != 1:
@@ -192,6 +192,12 @@ def prepare_model(model: nn.Module, engine: EngineConfig) -> None:
         return
     import deepspeed
 
+    for module in model.modules():
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            if parameter.numel() == 0 and not is_partitioned(parameter):
+                # Nothing to train and, for DeepSpeed, nothing to gather: it stops there.
+                delattr(module, name)
+                module.register_buffer(name, parameter.detach())
     for layer in model.modules():
         if not isinstance(layer, BaseTunerLayer):
             continue

@@ -33,7 +33,9 @@ RUN = (
     "train.checkpoint_every=20",
     "engine.threads=1",
     "engine.device=cpu",
+    "task.predict_splits=[]",
 )
+SHORT = "train.max_steps=10"
 MATRICES = 16  # q, k, v and o of the four layers
 
 Outcome = dict[str, Any]
@@ -99,11 +101,12 @@ class Runs:
         # As many rows per update, and as many per calibration batch, in one process.
         self.alone = self.overrides("single", "train.gradient_accumulation=2")
         run(compose(*self.alone))
+        run(compose(*self.alone, SHORT))
         jobs = []
         for engine in ENGINES:
             jobs.append({"overrides": self.overrides(engine), "stop_at": 30})
             jobs.append({"overrides": self.overrides(engine)})
-        checkpointed = self.overrides("zero3", "train.gradient_checkpointing=true", "train.max_steps=10")
+        checkpointed = self.overrides("zero3", "train.gradient_checkpointing=true", SHORT)
         jobs.append({"overrides": checkpointed})
         jobs.append({"overrides": self.overrides("ddp", "data.train_rows=1")})
         self.codes, self.outcomes = run_together(folder / "pair", jobs, own_cache=True)
@@ -142,7 +145,7 @@ def test_engine_has_the_curve_of_one_process_also_across_a_stop(runs: Runs, engi
     assert max(differences(mine, theirs, "learning_rate")) < 1e-9
     assert [line["num_input_tokens_seen"] for line in mine] == [line["num_input_tokens_seen"] for line in theirs]
     assert result["metrics"] == alone["metrics"]
-    for split in ("dev", "validation", "test"):
+    for split in ("dev", "validation"):
         a, b = (
             [json.loads(line) for line in (where / "predictions" / f"{split}.jsonl").read_text().splitlines()]
             for where in (folder, expected)
@@ -207,11 +210,9 @@ def test_all_processes_count_in_the_record(runs: Runs) -> None:
 @pytest.mark.slow
 def test_gradient_checkpointing_under_zero3_changes_nothing(runs: Runs) -> None:
     folder, _ = result_of(runs.folder, *runs.checkpointed)
-    expected, _ = result_of(runs.folder, *runs.alone)
-    # Its learning rate falls earlier, so only the first updates are comparable.
-    first = [lines[0] for lines in (curve(folder), curve(expected))]
-    assert first[0]["step"] == first[1]["step"]
-    assert first[0]["loss"] == pytest.approx(first[1]["loss"], rel=1e-3)
+    expected, _ = result_of(runs.folder, *runs.alone, SHORT)
+    assert max(differences(curve(folder), curve(expected), "loss")) < 1e-4
+    assert max(differences(curve(folder), curve(expected), "grad_norm")) < 1e-3
 
 
 @pytest.mark.slow
