@@ -181,7 +181,7 @@ def adapt(
     from lorsa.runner.bases import fill_cache
     from lorsa.runner.device import kernels_version
     from lorsa.runner.training import total_updates
-    from lorsa.runner.zero import runnable
+    from lorsa.runner.zero import announced, runnable
 
     if len(train) < world_size():
         raise UserError(f"{world_size()} processes, but only {len(train)} rows to train on; start fewer processes.")
@@ -202,7 +202,7 @@ def adapt(
             )
         # Rounding that differs between two kinds of machine must not choose differently.
         method.components = broadcast(method.components)
-    with clock.part("adapt"):
+    with clock.part("adapt"), announced(cfg, world_size()):
         model, report = apply(base.model, method, base.head, total_steps=total_updates(cfg, len(train)))
     for version in kernels_version(method, device).values():
         say(f"LoRSA's operators: {version}.")

@@ -13,7 +13,7 @@ from lorsa.runner.distributed import world_size
 from lorsa.runner.errors import UserError
 from lorsa.runner.schema import JobConfig, ModelConfig
 from lorsa.runner.signature import model_folder
-from lorsa.runner.zero import is_zero3, make_whole, partitioned_loading
+from lorsa.runner.zero import announced, is_zero3, make_whole
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -74,7 +74,7 @@ def load_model(cfg: JobConfig, tokenizer: PreTrainedTokenizerBase) -> BaseModel:
     # Weights that the checkpoint lacks are drawn during loading: the head depends on the seed and on nothing else.
     set_seed(cfg.seed)
     try:
-        with partitioned_loading(cfg, world_size()):
+        with announced(cfg, world_size()):
             model, info = AutoModelForSequenceClassification.from_pretrained(
                 source,
                 dtype=getattr(torch, cfg.model.dtype),

@@ -101,8 +101,11 @@ def deepspeed_config(cfg: JobConfig, world_size: int) -> dict[str, Any]:
 
 
 @contextmanager
-def partitioned_loading(cfg: JobConfig, world_size: int) -> Iterator[None]:
-    """Within, `from_pretrained` leaves each process its part of the weights, under an engine that spreads them."""
+def announced(cfg: JobConfig, world_size: int) -> Iterator[None]:
+    """Within, transformers and PEFT know that weights are spread, where the engine spreads them.
+
+    `from_pretrained` then leaves each process its part, and PEFT gathers what a method looks at when it starts.
+    """
     if not is_zero3(cfg.engine):
         yield
         return
@@ -193,11 +196,11 @@ def prepare_model(model: nn.Module, engine: EngineConfig) -> None:
     import deepspeed
 
     for module in model.modules():
-        for name, parameter in list(module.named_parameters(recurse=False)):
-            if parameter.numel() == 0 and not is_partitioned(parameter):
+        for name, empty in list(module.named_parameters(recurse=False)):
+            if empty.numel() == 0 and not is_partitioned(empty):
                 # Nothing to train and, for DeepSpeed, nothing to gather: it stops there.
                 delattr(module, name)
-                module.register_buffer(name, parameter.detach())
+                module.register_buffer(name, empty.detach())
     for layer in model.modules():
         if not isinstance(layer, BaseTunerLayer):
             continue
