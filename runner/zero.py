@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from torch import nn
 
 
+# Values of LoRA's init_lora_weights that change the weights of the model.
+_DECOMPOSING = ("pissa", "olora", "corda", "eva", "loftq", "lora_ga")
+
+
 def is_zero(engine: EngineConfig) -> bool:
     """Say whether the engine is one of DeepSpeed's."""
     return engine.zero is not None
@@ -32,7 +36,7 @@ def is_zero3(engine: EngineConfig) -> bool:
 
 
 def check_method(cfg: JobConfig) -> None:
-    """Refuse what cannot be trained under the engine.
+    """Refuse what cannot be trained under the engine. All other methods give the numbers of one process there.
 
     Raises:
         UserError: says why, and which engines can.
@@ -46,6 +50,12 @@ def check_method(cfg: JobConfig) -> None:
         raise UserError(
             f"method={cfg.method.name} under engine={cfg.engine.name}: AdaLoRA prunes by whole gradients, of which "
             "ZeRO leaves each process a part; use engine=ddp or single."
+        )
+    decomposes = str(cfg.method.config.get("init_lora_weights")).startswith(_DECOMPOSING)
+    if is_zero3(cfg.engine) and (class_name == "PsoftConfig" or decomposes):
+        raise UserError(
+            f"method={cfg.method.name} under engine={cfg.engine.name}: it starts from a decomposition of weights that "
+            "it then changes, and ZeRO-3 leaves each process a part of them; use engine=zero2, ddp or single."
         )
 
 

@@ -280,6 +280,12 @@ def test_zero_refuses_what_it_cannot_shard(engine: str) -> None:
     assert "precision=fp16" in refusal(f"engine={engine}", "engine.precision=fp16")
 
 
+@pytest.mark.parametrize("method", ["pissa", "olora", "psoft"])
+def test_zero3_refuses_methods_that_change_weights_at_the_start(method: str) -> None:
+    assert "a decomposition of weights" in refusal("engine=zero3", f"method={method}")
+    check(compose("engine=zero2", f"method={method}"))
+
+
 def test_zero_without_deepspeed_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
     from lorsa.runner import distributed, zero
 
