@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 # Values of LoRA's init_lora_weights that change the weights of the model.
 _DECOMPOSING = ("pissa", "olora", "corda", "eva", "loftq", "lora_ga")
+# Optimizers whose step on a piece of a parameter is the piece of their step on the parameter.
+_ELEMENTWISE = ("adamw_torch", "adamw_torch_fused", "sgd", "adagrad", "rmsprop")
 
 
 def is_zero(engine: EngineConfig) -> bool:
@@ -45,6 +47,11 @@ def check_method(cfg: JobConfig) -> None:
         return
     if cfg.engine.precision == "fp16":
         raise UserError(f"engine.precision=fp16 is not possible under engine={cfg.engine.name}; use bf16 or fp32.")
+    if cfg.optim.name not in _ELEMENTWISE:
+        raise UserError(
+            f"optim={cfg.optim.name} under engine={cfg.engine.name}: ZeRO gives the optimizer flat pieces of the "
+            f"parameters, which serves those that treat each number alone: {', '.join(_ELEMENTWISE)}."
+        )
     class_name = str(cfg.method.config.get("_target_", "")).rpartition(".")[2]
     if class_name == "AdaLoraConfig":
         raise UserError(

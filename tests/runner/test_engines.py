@@ -277,6 +277,7 @@ def test_single_refuses_several_processes(monkeypatch: pytest.MonkeyPatch) -> No
 @pytest.mark.parametrize("engine", ["zero1", "zero2", "zero3", "zero2_offload", "zero3_offload"])
 def test_zero_refuses_what_it_cannot_shard(engine: str) -> None:
     assert "AdaLoRA prunes by whole gradients" in refusal(f"engine={engine}", "method=adalora")
+    assert "flat pieces of the parameters" in refusal(f"engine={engine}", "optim=adafactor")
     assert "precision=fp16" in refusal(f"engine={engine}", "engine.precision=fp16")
 
 
