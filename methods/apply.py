@@ -14,6 +14,7 @@ from lorsa.methods.adalora import set_schedule
 from lorsa.methods.errors import MethodError
 from lorsa.methods.lorsa.config import CALIBRATED, LorsaConfig
 from lorsa.methods.lorsa.selection import select_components
+from lorsa.methods.partitioned import size
 from lorsa.methods.selected import SelectedConfig, save_selected, select_parameters
 from lorsa.methods.targets import in_head, target_modules
 
@@ -103,7 +104,7 @@ def apply(
     Raises:
         MethodError: the config does not fit the model.
     """
-    total = sum(parameter.numel() for parameter in model.parameters())
+    total = sum(map(size, model.parameters()))
     if isinstance(config, SelectedConfig):
         model = select_parameters(model, config, head)
     else:
@@ -124,7 +125,7 @@ def apply(
         except (ValueError, TypeError, RuntimeError, ArithmeticError, AttributeError) as error:
             # PEFT's own checks of a config against a model; their words name the module and the field.
             raise MethodError(f"{type(config).__name__} does not fit this model: {str(error).strip()}") from error
-    trained = {name: parameter.numel() for name, parameter in model.named_parameters() if parameter.requires_grad}
+    trained = {name: size(parameter) for name, parameter in model.named_parameters() if parameter.requires_grad}
     head_params = sum(count for name, count in trained.items() if in_head(name, head))
     components = config.components if isinstance(config, LorsaConfig) else None
     return model, Report(sum(trained.values()) - head_params, head_params, total, components)

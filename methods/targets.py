@@ -11,6 +11,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer, _maybe_include_all_linear_l
 from torch import Tensor, nn
 
 from lorsa.methods.errors import MethodError
+from lorsa.methods.partitioned import shape
 
 FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
@@ -64,4 +65,4 @@ def is_quantized(layer: nn.Module) -> bool:
     weight = getattr(layer, "weight", None)
     if not isinstance(layer, nn.Linear) or not isinstance(weight, Tensor) or weight.dtype not in FLOATS:
         return True
-    return weight.shape != (layer.out_features, layer.in_features) or hasattr(weight, "quant_state")
+    return shape(weight) != (layer.out_features, layer.in_features) or hasattr(weight, "quant_state")

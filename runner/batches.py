@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -65,6 +66,61 @@ def encode(
     convert = int if task.labels else float
     inputs["labels"] = [convert(labels[row]) for row in order]
     return EncodedRows(Dataset.from_dict(inputs), [ids[row] for row in order], [lengths[row] for row in order])
+
+
+# The label of a row that is there to keep a process busy, and counts for nothing; no task has it.
+NO_ROW = -100
+
+
+class RowsAndFillers:
+    """Rows by index; a negative index -1 - i is row i with the label `NO_ROW`."""
+
+    def __init__(self, dataset: Dataset) -> None:
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        row: dict[str, Any] = self.dataset[index if index >= 0 else -1 - index]
+        return row if index >= 0 else row | {"labels": type(row["labels"])(NO_ROW)}
+
+
+class ProcessBatches(Sampler[list[int]]):
+    """The batches of one process of several: all together take the rows of each update, and each as many passes.
+
+    Of the rows of an update, sorted by length, process p takes each N-th from p, so that all have rows of like length.
+    Where the last update of an epoch leaves a process no row for a pass, it gets a filler (`RowsAndFillers`).
+
+    Args:
+        order: the rows, one update after the other.
+        batch_size: rows per process and pass.
+        passes: forward passes per update.
+        rank: which process.
+        processes: how many there are.
+    """
+
+    def __init__(self, order: LengthBucketSampler, batch_size: int, passes: int, rank: int, processes: int) -> None:
+        self.order = order
+        self.batch_size, self.passes = batch_size, passes
+        self.rank, self.processes = rank, processes
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the order of one epoch."""
+        self.order.set_epoch(epoch)
+
+    def __len__(self) -> int:
+        return math.ceil(len(self.order) / (self.batch_size * self.processes))
+
+    def __iter__(self) -> Iterator[list[int]]:
+        rows = list(self.order)
+        per_pass = self.batch_size * self.processes
+        per_update = per_pass * self.passes
+        for first in range(0, len(rows), per_update):
+            update = rows[first : first + per_update]
+            mine = update[self.rank :: self.processes]
+            for start in range(0, math.ceil(len(update) / per_pass) * self.batch_size, self.batch_size):
+                yield mine[start : start + self.batch_size] or [-1 - update[-1]]
 
 
 class LengthBucketSampler(Sampler[int]):

@@ -11,6 +11,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.trainer_callback import ProgressCallback
 
 from lorsa.methods.adalora import after_update
+from lorsa.runner.distributed import any_rank
 from lorsa.runner.errors import DivergedError
 from lorsa.runner.rundir import RunDirectory
 from lorsa.runner.stop import StopRequested, requested
@@ -38,12 +39,17 @@ class Recorder(TrainerCallback):
         """Ask for the extra checkpoints, and for a log line with each, so that a resumed log has no half averages."""
         # Not where an epoch ends: its own checkpoint comes after the scoring, which a resumed run must not miss.
         epoch_ends = float(state.epoch or 0).is_integer() or state.global_step >= state.max_steps
-        self.stopping = requested()
+        self.stopping = self._asked_to_stop()
         due = self.checkpoint_every and state.global_step % self.checkpoint_every == 0
         if (due or self.stopping) and not epoch_ends:
             control.should_save = True
             control.should_log = True
         return control
+
+    def _asked_to_stop(self) -> str | None:
+        """Return the signal that one of the run's processes was sent; all of them get the same answer."""
+        own = requested()
+        return own or "a signal to another process" if any_rank(own is not None) else None
 
     def on_epoch_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -82,7 +88,7 @@ class Recorder(TrainerCallback):
         """Stop, where that was asked for: the checkpoint is on disk now."""
         if self.stopping:
             self.directory.progress["step"] = state.global_step
-            raise StopRequested(self.stopping)
+            raise StopRequested(self.stopping, agreed=True)
 
 
 class MethodHook(TrainerCallback):

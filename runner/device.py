@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import resource
 import subprocess
@@ -44,6 +45,9 @@ def prepare_device(engine: EngineConfig) -> torch.device:
     if engine.threads is not None:
         torch.set_num_threads(engine.threads)
     gpu = torch.cuda.is_available()
+    if not gpu:
+        # Accelerate imports DeepSpeed wherever it is installed, which would say that it looked for a GPU.
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
     if engine.device == "cuda" and not gpu:
         build = "this PyTorch is built without CUDA" if torch.version.cuda is None else "PyTorch sees no GPU"
         raise UserError(f"engine.device=cuda, but {build}; use engine.device=cpu, or auto.")

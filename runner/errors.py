@@ -9,7 +9,13 @@ from collections.abc import Iterable
 
 
 class UserError(Exception):
-    """Bad input. The message says what is wrong, where, and what would be valid."""
+    """Bad input. The message says what is wrong, where, and what would be valid.
+
+    Attributes:
+        agreed: every process of the run raises it, at the same place.
+    """
+
+    agreed = False
 
 
 class AlreadyRunningError(UserError):

@@ -8,13 +8,23 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from omegaconf import OmegaConf
 
+from lorsa.runner.distributed import (
+    broadcast,
+    check_processes,
+    from_main,
+    gathered,
+    is_main,
+    together,
+    world_size,
+)
 from lorsa.runner.errors import UserError
+from lorsa.runner.follower import Follower
 from lorsa.runner.rundir import RunDirectory
 from lorsa.runner.schema import JobConfig
 from lorsa.runner.signature import model_folder, signature
@@ -45,23 +55,28 @@ def run(cfg: JobConfig) -> float | None:
         UserError: something a person can mend, in one sentence.
     """
     check(cfg)
-    directory = RunDirectory(cfg.runs_dir, signature(cfg), about(cfg))
-    stored = None if cfg.force else directory.result()
-    if stored is not None:
-        say("This run is already done; force=true would run it again.")
-        show_result(stored, directory.path)
-        return _dev_score(stored)
-    if cfg.dry_run:
-        say(f"This run is not done; it would go to {directory.path}.")
-        return None
-    with directory.held(cfg.resources.retries):
-        # Another process may have finished it between the question above and the lock.
-        result = None if cfg.force else directory.result()
-        if result is None:
-            result = _train_and_record(cfg, directory)
-        directory.progress["score"] = _dev_score(result)
-    show_result(result, directory.path)
-    return _dev_score(result)
+    check_processes(cfg)
+    with together(cfg):
+        directory = (RunDirectory if is_main() else Follower)(
+            cfg.runs_dir, from_main(lambda: signature(cfg)), about(cfg)
+        )
+        stored = from_main(lambda: None if cfg.force else directory.result())
+        if stored is not None:
+            say("This run is already done; force=true would run it again.")
+            show_result(stored, directory.path)
+            return _dev_score(stored)
+        if cfg.dry_run:
+            say(f"This run is not done; it would go to {directory.path}.")
+            return None
+        with ExitStack() as stack:
+            from_main(lambda: stack.enter_context(directory.held(cfg.resources.retries)))
+            # Another process may have finished it between the question above and the lock.
+            result = from_main(lambda: None if cfg.force else directory.result())
+            if result is None:
+                result = _train_and_record(cfg, directory)
+            directory.progress["score"] = _dev_score(result)
+        show_result(result, directory.path)
+        return _dev_score(result)
 
 
 def about(cfg: JobConfig) -> dict[str, Any]:
@@ -186,23 +201,28 @@ def adapt(
     from lorsa.runner.bases import fill_cache
     from lorsa.runner.device import kernels_version
     from lorsa.runner.training import total_updates
+    from lorsa.runner.zero import announced, runnable
 
+    if len(train) < world_size():
+        raise UserError(f"{world_size()} processes, but only {len(train)} rows to train on; start fewer processes.")
     set_seed(cfg.seed)
     base.model.to(device)  # type: ignore[arg-type]  # transformers' wrapper of `to` hides its signature
     if cfg.train.probe_rows is not None:
-        with clock.part("probe"):
+        with clock.part("probe"), runnable(base.model, cfg, world_size()):
             fit_head(base.model, base.head, drawn_batches(cfg, base, train, cfg.train.probe_rows))
     if isinstance(method, LorsaConfig):
         with clock.part("basis"):
             fill_cache(base.model, base.head, method)
-        with clock.part("select"):
+        with clock.part("select"), runnable(base.model, cfg, world_size()):
             select(
                 base.model,
                 method,
                 base.head,
                 drawn_batches(cfg, base, train, calibration_rows(cfg)) if needs_calibration(method) else None,
             )
-    with clock.part("adapt"):
+        # Rounding that differs between two kinds of machine must not choose differently.
+        method.components = broadcast(method.components)
+    with clock.part("adapt"), announced(cfg, world_size()):
         model, report = apply(base.model, method, base.head, total_steps=total_updates(cfg, len(train)))
     for version in kernels_version(method, device).values():
         say(f"LoRSA's operators: {version}.")
@@ -242,7 +262,13 @@ def make_trainer(
     """Return the trainer, which chooses its checkpoint on the splits that the protocol names."""
     from lorsa.runner.evaluation import score_splits, selection_metrics
     from lorsa.runner.training import GlueTrainer
+    from lorsa.runner.zero import is_zero, is_zero3, prepare_model
 
+    if is_zero(cfg.engine):
+        prepare_model(model, cfg.engine)
+    if is_zero3(cfg.engine) and cfg.train.gradient_checkpointing:
+        # What is checkpointed reentrantly gets a gradient only if its inputs want one, and embeddings are frozen.
+        base.model.enable_input_require_grads()
     splits = ["dev"] if cfg.protocol == "split" else list(cfg.task.eval_splits)
     selection = {split: rows[split] for split in splits}
     return GlueTrainer(
@@ -304,11 +330,13 @@ def record(
     from lorsa.runner.result import SCHEMA_VERSION, checked, to_text
     from lorsa.runner.rundir import writing
 
-    with writing(directory.adapter):
-        save(trainer.model, method, directory.adapter)
+    with writing(directory.adapter), trainer.whole_model():
+        if is_main():
+            save(trainer.model, method, directory.adapter)
     test = {split: scores[split] for split in data.evaluation}
     dev = {"dev": scores["dev"]} if cfg.protocol == "split" else test
     updates = trainer.state.global_step - resumed_from
+    examples = trainer.examples_trained()
     seconds = clock.parts["train"]
     folder = model_folder(cfg.model.path)
     result = {
@@ -346,13 +374,13 @@ def record(
         "timings": clock.timings(),
         "throughput": {
             "tokens_per_s": trainer.tokens_trained / seconds if updates else None,
-            "examples_per_s": trainer.examples_trained / seconds if updates else None,
+            "examples_per_s": examples / seconds if updates else None,
         },
         "memory": {
-            "peak_bytes": peak_memory(device),
+            "peak_bytes": max(gathered(peak_memory(device))),
             "adapter_bytes": sum(path.stat().st_size for path in directory.adapter.rglob("*") if path.is_file()),
         },
-        "hardware": hardware(device),
+        "hardware": hardware(device) | {"processes": world_size()},
         "versions": versions() | kernels_version(method, device),
         "git": git_state(),
         "model_commit": getattr(trainer.model.config, "_commit_hash", None),
@@ -361,5 +389,6 @@ def record(
         "resumed_from_step": resumed_from,
     }
     directory.write("result.json", to_text(checked(result)))
-    shutil.rmtree(directory.checkpoints, ignore_errors=True)
+    if is_main():
+        shutil.rmtree(directory.checkpoints, ignore_errors=True)
     return result

@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from lorsa.runner.distributed import world_size
 from lorsa.runner.errors import UserError
 from lorsa.runner.schema import JobConfig, ModelConfig
 from lorsa.runner.signature import model_folder
+from lorsa.runner.zero import announced, is_zero3, make_whole
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -72,15 +74,16 @@ def load_model(cfg: JobConfig, tokenizer: PreTrainedTokenizerBase) -> BaseModel:
     # Weights that the checkpoint lacks are drawn during loading: the head depends on the seed and on nothing else.
     set_seed(cfg.seed)
     try:
-        model, info = AutoModelForSequenceClassification.from_pretrained(
-            source,
-            dtype=getattr(torch, cfg.model.dtype),
-            attn_implementation=cfg.model.attn_implementation,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,  # the head of a model fine-tuned for another number of labels
-            **options,
-            **kind,
-        )
+        with announced(cfg, world_size()):
+            model, info = AutoModelForSequenceClassification.from_pretrained(
+                source,
+                dtype=getattr(torch, cfg.model.dtype),
+                attn_implementation=cfg.model.attn_implementation,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # the head of a model fine-tuned for another number of labels
+                **options,
+                **kind,
+            )
     except Exception as error:
         raise _load_error(cfg.model, "model", error) from error
     if cfg.model.gguf_file is not None:
@@ -97,6 +100,10 @@ def load_model(cfg: JobConfig, tokenizer: PreTrainedTokenizerBase) -> BaseModel:
         )
     model.eval()
     head = _head(model, fresh, cfg.model)
+    if is_zero3(cfg.engine):
+        make_whole(model, head)
+        set_seed(cfg.seed)
+        _draw_again(model, head, fresh)
     for name in head:
         _keep_in_float32(model.get_submodule(name))
     return BaseModel(model, tokenizer, head)
@@ -156,6 +163,15 @@ def _head(model: PreTrainedModel, fresh: set[str], config: ModelConfig) -> list[
             "is not a checkpoint of this architecture."
         )
     return [*head, pooler] if in_pooler else head
+
+
+def _draw_again(model: PreTrainedModel, head: list[str], fresh: set[str]) -> None:
+    """Draw the fresh weights of the head as loading does without ZeRO-3, under which more is drawn before them."""
+    for name in head:
+        for path, module in model.get_submodule(name).named_modules(prefix=name):
+            own = [f"{path}.{key}" for key, _ in module.named_parameters(recurse=False)]
+            if own and fresh.issuperset(own):
+                model._init_weights(module)
 
 
 def _keep_in_float32(module: nn.Module) -> None:

@@ -121,6 +121,7 @@ class EngineConfig:
     device: str = "auto"
     precision: str = "fp32"
     threads: int | None = None
+    zero: dict[str, Any] | None = None
 
 
 @dataclass

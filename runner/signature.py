@@ -15,6 +15,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from lorsa.runner.distributed import processes
 from lorsa.runner.glue.fingerprint import content_fingerprint, data_fingerprint
 from lorsa.runner.schema import JobConfig
 
@@ -39,9 +40,11 @@ def identity(cfg: JobConfig) -> dict[str, Any]:
     resolved: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
     for key in ("runs_dir", "force", "dry_run", "tracker"):
         resolved.pop(key)
-    resources = resolved.pop("resources")
-    resolved["engine"]["processes"] = resources["nodes"] * resources["tasks_per_node"]
+    resolved.pop("resources")
+    resolved["engine"]["processes"] = processes(cfg)
     resolved["engine"].pop("threads")
+    if resolved["engine"]["zero"] is None:
+        resolved["engine"].pop("zero")
     for key in ("checkpoint_every", "profile"):
         resolved["train"].pop(key)
     folder = model_folder(cfg.model.path)

@@ -22,7 +22,16 @@ _deferred = False
 
 
 class StopRequested(BaseException):
-    """The run was asked to stop, and can go on from what is on disk; no `except Exception` may swallow it."""
+    """The run was asked to stop, and can go on from what is on disk; no `except Exception` may swallow it.
+
+    Args:
+        signal: its name.
+        agreed: all processes of the run stop here.
+    """
+
+    def __init__(self, signal: str, agreed: bool = False) -> None:
+        super().__init__(signal)
+        self.agreed = agreed
 
 
 def listen() -> None:

@@ -8,7 +8,10 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-console = Console(highlight=False)
+from lorsa.runner.distributed import is_main
+
+# Of several processes the main one speaks.
+console = Console(highlight=False, quiet=not is_main())
 
 
 def say(text: str) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+import os
 import shutil
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
+from torch.utils.data import DataLoader
 from transformers import (
     DataCollatorWithPadding,
     PreTrainedTokenizerBase,
@@ -24,13 +27,16 @@ from transformers import (
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from lorsa.methods.adalora import load_training_state, training_state
+from lorsa.methods.partitioned import whole
 from lorsa.methods.targets import in_head
-from lorsa.runner.batches import EncodedRows, LengthBucketSampler
+from lorsa.runner.batches import NO_ROW, EncodedRows, LengthBucketSampler, ProcessBatches, RowsAndFillers
 from lorsa.runner.callbacks import MethodHook, QuietProgress, Recorder, profiler_callback
+from lorsa.runner.distributed import barrier, from_main, gathered, is_main, world_size
 from lorsa.runner.errors import DivergedError, UserError
 from lorsa.runner.rundir import RunDirectory, flush_to_disk, writing
 from lorsa.runner.schema import JobConfig
 from lorsa.runner.stop import deferred
+from lorsa.runner.zero import deepspeed_config, is_zero, is_zero3
 
 WEIGHTS_FILE = "trainable.safetensors"
 METHOD_STATE_FILE = "method_state.pt"
@@ -74,7 +80,7 @@ class GlueTrainer(Trainer):
         self.score = score
         self.directory = directory
         self._tokens_before = 0
-        self.examples_trained = 0  # rows, in this attempt
+        self._examples: torch.Tensor | int = 0
         callbacks: list[TrainerCallback] = [Recorder(directory, cfg.train.checkpoint_every), MethodHook()]
         if cfg.train.profile:
             callbacks.append(profiler_callback(directory.logs))
@@ -101,8 +107,9 @@ class GlueTrainer(Trainer):
 
         Raises:
             DivergedError: the loss or the outputs are not finite.
+            UserError: the checkpoint is of another number of processes.
         """
-        checkpoint = last_checkpoint(self.directory.checkpoints)
+        checkpoint = from_main(lambda: self._checkpoint_to_resume())
         started_at = 0
         if checkpoint is not None:
             state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
@@ -112,6 +119,9 @@ class GlueTrainer(Trainer):
         self.directory.progress |= {"step": started_at, "started_at": started_at}
         if checkpoint is not None and started_at >= total_updates(self.cfg, len(self.rows)):
             self.state = state
+            if is_zero(self.cfg.engine):
+                # Nothing is left to train, but the model has to be DeepSpeed's to be scored.
+                self._prepare_for_training(state.max_steps, self.get_train_dataloader(), None)
             self._load_from_checkpoint(str(checkpoint))
         else:
             with deferred():
@@ -120,10 +130,31 @@ class GlueTrainer(Trainer):
             self._load_from_checkpoint(str(self.directory.checkpoints / f"checkpoint-{self.state.best_global_step}"))
         return started_at
 
+    def _checkpoint_to_resume(self) -> Path | None:
+        checkpoint = last_checkpoint(self.directory.checkpoints)
+        if checkpoint is not None:
+            processes = int((checkpoint / COMPLETE_FILE).read_text() or 1)
+            if processes != self.args.world_size:
+                raise UserError(
+                    f"{checkpoint} was written by {processes} processes, and this is {self.args.world_size}: the same "
+                    "batches need the same number; start as many, or use force=true."
+                )
+        return checkpoint
+
     @property
     def tokens_trained(self) -> int:
-        """Tokens trained on in this attempt, padding left out."""
+        """Tokens trained on in this attempt by all processes, padding left out."""
         return int(self.state.num_input_tokens_seen) - self._tokens_before
+
+    def examples_trained(self) -> int:
+        """Return the rows trained on in this attempt, by all processes, which have to ask together."""
+        return sum(gathered(int(self._examples)))
+
+    @contextmanager
+    def whole_model(self) -> Iterator[None]:
+        """Within, everything that trains is there as a whole in every process."""
+        with whole([parameter for parameter in self.model.parameters() if parameter.requires_grad]):
+            yield
 
     def logits(self, rows: EncodedRows) -> np.ndarray:
         """Return the model's logits for every row, (rows, labels) float32, in the order of `rows`."""
@@ -158,12 +189,25 @@ class GlueTrainer(Trainer):
         Gradient accumulation then gives what one large batch would, also where the last pass has fewer rows, and for
         regression, which transformers' own loss does not divide.
         """
+        rows: torch.Tensor | int = len(inputs["labels"])
+        processes = self.args.world_size
+        if processes > 1:
+            real = inputs["labels"] != NO_ROW
+            rows = real.sum()
+            inputs = inputs | {"labels": inputs["labels"] * real}  # a filler's loss has to be a number
         outputs = model(**inputs)
         loss = outputs["loss"]
-        self.examples_trained += len(inputs["labels"])
+        self._examples = self._examples + rows
         if num_items_in_batch is not None:
-            loss = loss * (len(inputs["labels"]) / num_items_in_batch)
+            # The processes' gradients are averaged, and their losses too, for the log.
+            loss = loss * (rows * processes / num_items_in_batch)
         return (loss, outputs) if return_outputs else loss
+
+    def _track_num_input_tokens(self, inputs: dict[str, Any]) -> None:
+        if self.args.world_size > 1:
+            real = inputs["labels"] != NO_ROW
+            inputs = inputs | {"attention_mask": inputs["attention_mask"] * real[:, None]}
+        super()._track_num_input_tokens(inputs)  # type: ignore[no-untyped-call]
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         """Count nothing: the estimate walks over all parameters at each update, and nothing reads it."""
@@ -195,32 +239,88 @@ class GlueTrainer(Trainer):
         rows_per_update = self.cfg.train.batch_size * self.cfg.train.gradient_accumulation * self.args.world_size
         return LengthBucketSampler(self.rows.lengths, rows_per_update, self.cfg.seed)
 
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        """Return the batches of this process."""
+        if self.args.world_size == 1:
+            return super().get_train_dataloader()
+        from accelerate.data_loader import prepare_data_loader
+
+        batches = ProcessBatches(
+            self._get_train_sampler(),
+            self.cfg.train.batch_size,
+            self.cfg.train.gradient_accumulation,
+            self.args.process_index,
+            self.args.world_size,
+        )
+        loader: DataLoader[Any] = DataLoader(
+            RowsAndFillers(self.rows.dataset),  # type: ignore[arg-type]  # by its methods it is a Dataset
+            batch_sampler=batches,
+            collate_fn=self.data_collator,
+            pin_memory=self.args.dataloader_pin_memory,
+        )
+        # As for one process: accelerate's own way to share batches repeats rows where they do not divide.
+        return prepare_data_loader(loader, self.args.device, num_processes=1, process_index=0, put_on_device=True)
+
+    def autocast_smart_context_manager(self, cache_enabled: bool | None = True) -> AbstractContextManager[Any]:
+        """Return autocast under DeepSpeed, where accelerate leaves it to DeepSpeed, which evaluation goes past."""
+        if is_zero(self.cfg.engine) and self.cfg.engine.precision == "bf16":
+            return torch.autocast(self.args.device.type, torch.bfloat16, cache_enabled=cache_enabled)
+        return super().autocast_smart_context_manager(cache_enabled)
+
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         folder = self.directory.checkpoints / f"checkpoint-{self.state.global_step}"
         with writing(folder):
-            (folder / COMPLETE_FILE).unlink(missing_ok=True)
+            if is_main():
+                (folder / COMPLETE_FILE).unlink(missing_ok=True)
+            barrier()
             super()._save_checkpoint(model, trial)
-            torch.save(training_state(self.model), folder / METHOD_STATE_FILE)
-            for file in folder.iterdir():
-                flush_to_disk(file)
-            (folder / COMPLETE_FILE).touch()
-            flush_to_disk(folder)
-        self._drop_old_checkpoints()
+            if is_main():
+                torch.save(training_state(self.model), folder / METHOD_STATE_FILE)
+            for path in folder.rglob("*"):
+                with suppress(FileNotFoundError):  # another process' temporary file
+                    flush_to_disk(path)
+            barrier()  # every process' files are on the disk now
+            if is_main():
+                (folder / COMPLETE_FILE).write_text(str(self.args.world_size))
+                flush_to_disk(folder / COMPLETE_FILE)
+                flush_to_disk(folder)
+            barrier()
+        if is_main():
+            self._drop_old_checkpoints()
 
-    def _save(self, output_dir: str | None = None, state_dict: Mapping[str, torch.Tensor] | None = None) -> None:
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Write what trains to a checkpoint, and nothing else, under every engine."""
         assert output_dir is not None
-        Path(output_dir).mkdir(parents=True, exist_ok=True)
-        trainable = {
-            name: parameter.detach().contiguous()
-            for name, parameter in self.model.named_parameters()
-            if parameter.requires_grad
-        }
-        save_file(trainable, Path(output_dir) / WEIGHTS_FILE)
+        folder = Path(output_dir)
+        with self.whole_model():
+            if is_main():
+                folder.mkdir(parents=True, exist_ok=True)
+                trainable = {
+                    name: parameter.detach().contiguous()
+                    for name, parameter in self.model.named_parameters()
+                    if parameter.requires_grad
+                }
+                save_file(trainable, folder / WEIGHTS_FILE)
+
+    def _prepare_for_training(self, max_steps: int, loader: Any, checkpoint: str | None) -> tuple[Any, Any]:
+        if not is_zero(self.cfg.engine):
+            prepared: tuple[Any, Any] = super()._prepare_for_training(max_steps, loader, checkpoint)  # type: ignore[no-untyped-call]
+            return prepared
+        engine, loader = super()._prepare_for_training(max_steps, loader, None)  # type: ignore[no-untyped-call]
+        # The weights are `save_model`'s: DeepSpeed would add what is fixed, the singular vectors among it.
+        engine.module_state_dict = lambda **options: {}
+        engine.load_module_state_dict = lambda **options: None
+        if checkpoint is not None:
+            engine.load_checkpoint(checkpoint)
+            self._load_optimizer_and_scheduler(checkpoint)
+            self._load_from_checkpoint(checkpoint)
+        return engine, loader
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         folder = Path(resume_from_checkpoint)
-        saved = load_file(folder / WEIGHTS_FILE)
-        self.model.load_state_dict(saved, strict=False)
+        with whole([parameter for parameter in self.model.parameters() if parameter.requires_grad], change=True):
+            saved = load_file(folder / WEIGHTS_FILE)
+            self.model.load_state_dict(saved, strict=False)
         state = torch.load(folder / METHOD_STATE_FILE, weights_only=True, map_location=self.args.device)
         load_training_state(self.model, state)
 
@@ -234,6 +334,10 @@ class GlueTrainer(Trainer):
 
 def training_arguments(cfg: JobConfig, directory: RunDirectory) -> TrainingArguments:
     """Return the Trainer's arguments for a run."""
+    zero = is_zero(cfg.engine)
+    if not zero:
+        # Accelerate leaves it behind, and an earlier run of a sweep may have had DeepSpeed.
+        os.environ.pop("ACCELERATE_USE_DEEPSPEED", None)
     arguments = TrainingArguments(
         output_dir=str(directory.checkpoints),
         num_train_epochs=cfg.train.epochs,
@@ -242,7 +346,8 @@ def training_arguments(cfg: JobConfig, directory: RunDirectory) -> TrainingArgum
         per_device_eval_batch_size=cfg.train.eval_batch_size,
         gradient_accumulation_steps=cfg.train.gradient_accumulation,
         activation_checkpointing=cfg.train.gradient_checkpointing,
-        activation_checkpointing_kwargs={"use_reentrant": False},
+        # Of a part that runs again ZeRO-3 has let the weights go, which the other way takes for a change.
+        activation_checkpointing_kwargs={"use_reentrant": is_zero3(cfg.engine)},
         learning_rate=cfg.train.lr,
         optim=cfg.optim.name,
         adam_beta1=cfg.optim.betas[0],
@@ -254,8 +359,11 @@ def training_arguments(cfg: JobConfig, directory: RunDirectory) -> TrainingArgum
         warmup_steps=cfg.optim.warmup,
         seed=cfg.seed,
         data_seed=cfg.seed,
+        # A method of PEFT uses all that it adds; of the model's own parameters some may not be used.
+        ddp_find_unused_parameters=str(cfg.method.config["_target_"]).startswith("lorsa.methods.SelectedConfig"),
         use_cpu=cfg.engine.device == "cpu" or not torch.cuda.is_available(),
-        bf16=cfg.engine.precision == "bf16",
+        deepspeed=deepspeed_config(cfg, world_size()) if zero else None,
+        bf16=cfg.engine.precision == "bf16" and not zero,  # there it would convert the weights
         fp16=cfg.engine.precision == "fp16",
         eval_strategy="epoch",
         save_strategy="epoch",
@@ -291,7 +399,7 @@ def total_updates(cfg: JobConfig, rows: int) -> int:
     """Return the number of optimizer updates that a run on so many rows takes."""
     if cfg.train.max_steps > 0:
         return int(cfg.train.max_steps)
-    passes = math.ceil(rows / cfg.train.batch_size)
+    passes = math.ceil(rows / (cfg.train.batch_size * world_size()))
     return math.ceil(cfg.train.epochs * math.ceil(passes / cfg.train.gradient_accumulation))
 
 

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import fields, is_dataclass
 from typing import Any, cast
 
 from omegaconf import DictConfig, OmegaConf
 
+from lorsa.runner.distributed import check_environment
 from lorsa.runner.errors import UserError, nearest
 from lorsa.runner.schema import JobConfig
 from lorsa.runner.signature import EMBEDDED, model_folder
+from lorsa.runner.zero import check_method
 
 PROTOCOLS = ("split", "best_epoch")
 DTYPES = ("float32", "bfloat16", "float16")
 DEVICES = ("auto", "cpu", "cuda")
 PRECISIONS = ("fp32", "bf16", "fp16")
 SOURCES = ("demo", "glue", "local")
+ENGINES = ("single", "ddp", "zero1", "zero2", "zero3", "zero2_offload", "zero3_offload")
 
 # Only these may be instantiated from a config.
 ALLOWED_TARGETS = ("lorsa.methods.", "peft.")
@@ -64,7 +66,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "engine.device": DEVICES,
     "engine.precision": PRECISIONS,
     "data.name": SOURCES,
-    "engine.name": ("single",),
+    "engine.name": ENGINES,
     "tracker.name": ("none",),
 }
 
@@ -125,10 +127,14 @@ def _check_combinations(cfg: JobConfig) -> None:
         raise UserError(f"model.path={path}: there is no such folder.")
     if cfg.protocol == "best_epoch" and cfg.train.overfit_rows is not None:
         raise UserError("train.overfit_rows scores the rows that it trains on, so it needs protocol=split.")
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    check_environment(cfg.engine.name)
+    asked = cfg.resources.nodes * cfg.resources.tasks_per_node
+    if cfg.engine.name == "single" and asked > 1:
         raise UserError(
-            f"WORLD_SIZE={os.environ['WORLD_SIZE']}: engine=single is one process; start it without a launcher."
+            f"engine=single is one process, and resources={cfg.resources.name} asks for {asked}; use engine=ddp, "
+            "zero1, zero2 or zero3."
         )
+    check_method(cfg)
     if cfg.protocol == "best_epoch" and not cfg.task.eval_splits:
         raise UserError(
             f"protocol=best_epoch chooses the epoch on the validation set, and task={cfg.task.name} has none; use "

@@ -10,6 +10,7 @@ from torch import nn
 
 from lorsa.methods.errors import MethodError
 from lorsa.methods.lorsa.config import PREFIX, LorsaConfig
+from lorsa.methods.partitioned import size
 from lorsa.methods.targets import target_modules
 
 Shape = tuple[int, int]
@@ -37,7 +38,7 @@ def resolve_budget(model: nn.Module, config: LorsaConfig) -> None:
         return  # The selection refuses what is not linear, by its name.
     shapes = {name: (layer.out_features, layer.in_features) for name, layer in layers.items()}
     total = sum(
-        parameter.numel()
+        size(parameter)
         for name, parameter in model.named_parameters()
         if PREFIX not in name and ".modules_to_save." not in name
     )
@@ -45,12 +46,12 @@ def resolve_budget(model: nn.Module, config: LorsaConfig) -> None:
         config.k, config.r = fit_budget(shapes, total, config)
         return
     chosen = {name: len(config.components.get(name, ())) for name in shapes}
-    size = sum(module_size(shape, chosen[name], config.r, config.space) for name, shape in shapes.items())
+    taken = sum(module_size(shape, chosen[name], config.r, config.space) for name, shape in shapes.items())
     limit = _affordable(config.budget, total)
-    if size > limit:
+    if taken > limit:
         raise MethodError(
-            f"LoRSA: the given components take {size:,} parameters with r={config.r}, and budget={config.budget} % of "
-            f"{total:,} is {limit:,}; give fewer components or budget={_percent(size, total)}."
+            f"LoRSA: the given components take {taken:,} parameters with r={config.r}, and budget={config.budget} % of "
+            f"{total:,} is {limit:,}; give fewer components or budget={_percent(taken, total)}."
         )
 
 

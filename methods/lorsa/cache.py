@@ -14,7 +14,7 @@ import shutil
 import tempfile
 import warnings
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from lorsa.methods.errors import MethodError
 from lorsa.methods.lorsa.basis import ALGORITHM_VERSION, Basis, check_decomposable, singular_basis
 from lorsa.methods.lorsa.basis_file import BasisFile, DamagedFileError, write_basis_file
+from lorsa.methods.partitioned import is_partitioned, whole
 
 
 def default_folder() -> Path:
@@ -70,15 +71,40 @@ class BasisCache:
         Raises:
             MethodError: the weight has no decomposition, or the basis cannot be stored.
         """
-        path = self._path(weight, name)
+        partitioned = is_partitioned(weight)
+        with whole([weight]):
+            path = self._path(weight, name)
+            computed = not path.exists() and self._fill(path, weight, name)
 
         def repair() -> None:
+            if partitioned:  # this process alone cannot gather it
+                raise MethodError(f"{path} is damaged; remove it and start again.")
             if self._path(weight, name) != path:
                 raise MethodError(f"{path} is damaged, and {name} has changed since; load the model again.")
             self._fill(path, weight, name)
 
-        computed = not path.exists() and self._fill(path, weight, name)
         return StoredBasis(path, computed, repair)
+
+    def put(self, stem: str, basis: Basis) -> None:
+        """Store a basis that another process computed and that is not here; U, s and V on the CPU.
+
+        Args:
+            stem: what `StoredBasis.stem` is there.
+            basis: all components.
+
+        Raises:
+            MethodError: it cannot be stored.
+        """
+        path = self.folder / f"{stem}.safetensors"
+        with _writing(path, (len(basis.U), len(basis.V)), basis.s.element_size(), stem):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with FileLock(path.with_suffix(".lock")):
+                if not path.exists():
+                    write_basis_file(path, basis.U.mT.contiguous(), basis.s, basis.V.mT.contiguous())
+
+    def has_stem(self, stem: str) -> bool:
+        """Say whether there is a file for the weight with this fingerprint; it is not read."""
+        return (self.folder / f"{stem}.safetensors").exists()
 
     def _path(self, weight: Tensor, name: str) -> Path:
         check_decomposable(weight, name)
@@ -89,7 +115,7 @@ class BasisCache:
 
     def _fill(self, path: Path, weight: Tensor, name: str) -> bool:
         """Compute and store a basis, unless a whole one is there once the lock is held; return which."""
-        with _writing(path, weight, name):
+        with _writing(path, weight.shape, max(weight.element_size(), 4), name):
             self.folder.mkdir(parents=True, exist_ok=True)
             with FileLock(path.with_suffix(".lock")):  # released by a kill, too
                 if path.exists():
@@ -117,6 +143,11 @@ class StoredBasis:
             self._file = BasisFile(path)
         except DamagedFileError as damage:
             self._replace(damage)
+
+    @property
+    def stem(self) -> str:
+        """The weight's fingerprint."""
+        return self._path.stem
 
     @property
     def s(self) -> Tensor:
@@ -171,13 +202,13 @@ def prefetch(
 
 
 @contextmanager
-def _writing(path: Path, weight: Tensor, name: str) -> Iterator[None]:
+def _writing(path: Path, shape: Sequence[int], width: int, name: str) -> Iterator[None]:
     """Turn the operating system's refusals to write into a sentence."""
     try:
         yield
     except OSError as error:
-        m, n = weight.shape
-        size = min(m, n) * ((m + n + 1) * max(weight.element_size(), 4) + 8)
+        m, n = shape
+        size = min(m, n) * ((m + n + 1) * width + 8)
         raise MethodError(
             f"Cannot store the basis of {name}, {size:,} bytes, in {path.parent} ({error.strerror or error}); set "
             "LORSA_CACHE to a folder that has room and can be written."

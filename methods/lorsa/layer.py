@@ -24,6 +24,7 @@ from lorsa.methods.lorsa.basis import Basis
 from lorsa.methods.lorsa.cache import BasisCache, default_folder
 from lorsa.methods.lorsa.config import LorsaConfig
 from lorsa.methods.lorsa.cores import SharedCores
+from lorsa.methods.partitioned import is_partitioned
 
 
 class LorsaLinear(nn.Module, BaseTunerLayer):
@@ -77,7 +78,7 @@ class LorsaLinear(nn.Module, BaseTunerLayer):
             MethodError: k or r do not fit this layer.
         """
         weight = self._original_weight()
-        m, n = weight.shape
+        m, n = self.out_features, self.in_features
         indices = (config.components or {})[name]
         k = len(indices)
         if indices and not 0 <= min(indices) <= max(indices) < min(m, n):
@@ -254,7 +255,10 @@ class LorsaLinear(nn.Module, BaseTunerLayer):
         self.merged_adapters.clear()
 
     def _original_weight(self) -> Tensor:
-        return self._base_weight().data if self._pristine_weight is None else self._pristine_weight
+        weight = self._base_weight()
+        if is_partitioned(weight):  # its `data` would not know what it is a part of
+            return weight
+        return weight.data if self._pristine_weight is None else self._pristine_weight
 
     def _base_weight(self) -> Tensor:
         return cast(nn.Linear, self.get_base_layer()).weight

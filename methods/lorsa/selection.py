@@ -29,7 +29,7 @@ from lorsa.methods.lorsa.basis import Basis
 from lorsa.methods.lorsa.budget import resolve_budget
 from lorsa.methods.lorsa.cache import BasisCache, StoredBasis, default_folder
 from lorsa.methods.lorsa.config import CALIBRATED, LorsaConfig
-from lorsa.methods.lorsa.sensitivity import Batch, mean_gradients, squared_gradients
+from lorsa.methods.lorsa.sensitivity import Batch, components_of, mean_gradients, squared_gradients
 from lorsa.methods.targets import is_quantized, target_modules
 
 
@@ -88,12 +88,12 @@ def select_components(
     resolve_budget(model, config)
     layers = target_layers(model, config)
     for name, layer in layers.items():
-        rank = min(layer.weight.shape)
+        rank = components_of(layer)
         if config.k > rank:
             raise MethodError(
                 f"LoRSA: k={config.k} is more than the {rank} components of {name} ({layer.out_features} x "
                 f"{layer.in_features}); the largest k for these targets is "
-                f"{min(min(each.weight.shape) for each in layers.values())}."
+                f"{min(map(components_of, layers.values()))}."
             )
     if config.selection in CALIBRATED:
         if batches is None:
@@ -153,7 +153,7 @@ def pair_gains(M: Tensor, s: Tensor) -> Tensor:
 
 def _data_free_scores(layers: Mapping[str, nn.Linear], config: LorsaConfig) -> dict[str, Tensor]:
     """Return the score of each component under a rule that needs no gradients, {module name: (K,)}."""
-    counts = {name: min(layer.weight.shape) for name, layer in layers.items()}
+    counts = {name: components_of(layer) for name, layer in layers.items()}
     if config.selection == "random":
         # The seed goes into the checksum: the generator keeps no more than the low 32 bits of what it is given.
         generators = {name: torch.Generator().manual_seed(zlib.crc32(name.encode(), config.seed)) for name in counts}

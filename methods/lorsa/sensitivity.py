@@ -61,7 +61,7 @@ def mean_gradients(
                 (model(**batch).loss * (_rows(batch) / rows)).backward()
         check_finite(sums)
         for name in group:
-            rank = min(layers[name].weight.shape)
+            rank = components_of(layers[name])
             # A module that the loss does not depend on has no gradient.
             M = sums.pop(name, None)
             result[name] = reduce(name, torch.zeros((rank,) if diagonal else (rank, rank)) if M is None else M)
@@ -137,7 +137,7 @@ def squared_gradients(
     check_finite(result)
     rows = sum(map(_rows, batches))
     return {
-        name: result[name] / rows if name in result else torch.zeros(min(layer.weight.shape))
+        name: result[name] / rows if name in result else torch.zeros(components_of(layer))
         for name, layer in layers.items()
     }
 
@@ -178,13 +178,18 @@ def _groups(layers: Mapping[str, nn.Linear], diagonal: bool) -> list[list[str]]:
     groups: list[list[str]] = [[]]
     held = 0
     for name, layer in layers.items():
-        need = 0 if diagonal else 8 * min(layer.weight.shape) ** 2
+        need = 0 if diagonal else 8 * components_of(layer) ** 2
         if groups[-1] and held + need > BYTES_PER_PASS:
             groups.append([])
             held = 0
         groups[-1].append(name)
         held += need
     return groups
+
+
+def components_of(layer: nn.Linear) -> int:
+    """Return how many singular components a module's weight has."""
+    return min(layer.out_features, layer.in_features)
 
 
 def _rows(batch: Batch) -> int:
