@@ -81,7 +81,13 @@ def run(cfg: JobConfig) -> float | None:
 
 def about(cfg: JobConfig) -> dict[str, Any]:
     """Return what status.json says of what is run, for lists of runs."""
-    return {"model": cfg.model.name, "method": cfg.method.name, "task": cfg.task.name, "seed": cfg.seed}
+    return {
+        "model": cfg.model.name,
+        "method": cfg.method.name,
+        "task": cfg.task.name,
+        "seed": cfg.seed,
+        "engine": cfg.engine.name,
+    }
 
 
 def _dev_score(result: dict[str, Any]) -> float | None:

@@ -172,8 +172,13 @@ class JobConfig:
 
 
 def register_resolvers() -> None:
-    """Make `${either:a,b}` known to OmegaConf: a, unless it is null, else b."""
+    """Make two resolvers known to OmegaConf.
+
+    `${either:a,b}` is a, unless it is null, else b. `${choose:key,{x: 1, y: 2},3}` is what the table has for the key,
+    else the last: for what depends on a choice, such as the resources on the method.
+    """
     OmegaConf.register_new_resolver("either", lambda a, b: b if a is None else a, replace=True)
+    OmegaConf.register_new_resolver("choose", lambda key, table, other: table.get(key, other), replace=True)
 
 
 def typed(cfg: DictConfig) -> JobConfig:

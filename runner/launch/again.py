@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,10 +29,9 @@ def frozen_config(path: Path) -> Path:
     Raises:
         UserError: there is none any more.
     """
-    (run,) = read_runs([path], Scheduler())
     candidates = [path / "config.yaml"]
-    if "sweep" in run.job:
-        candidates.insert(0, Sweep(Path(run.job["sweep"])).config(path.name))
+    with suppress(OSError, ValueError, KeyError, TypeError):  # no job, or not to be read
+        candidates.insert(0, Sweep(Path(json.loads((path / "job.json").read_bytes())["sweep"])).config(path.name))
     for candidate in candidates:
         if candidate.is_file():
             return candidate

@@ -71,7 +71,9 @@ class SweepComposer:
             return cast(JobConfig, _typed(_with_values(base, values)))
         if id(base) not in self._typed:
             self._typed[id(base)] = _typed(copy.deepcopy(base))
-        return cast(JobConfig, _with_values(self._typed[id(base)], values))
+        config = _with_values(self._typed[id(base)], values)
+        check_names(config, base.hydra.runtime.choices)  # again: a value may be a name
+        return cast(JobConfig, config)
 
     def _base(
         self, master_config: DictConfig, sweep_overrides: list[str]

@@ -89,10 +89,10 @@ class RunState:
 def read_runs(paths: Iterable[Path], scheduler: Scheduler) -> list[RunState]:
     """Return the states of runs: two small files each, and one or two questions to SLURM for all of them."""
     found = [(path, _read(path / "status.json")) for path in paths]
-    unfinished = [path for path, status in found if status.get("state") not in ("done", "failed")]
-    jobs = {path: _read(path / "job.json") for path in unfinished}
-    now = _disk_time(found[0][0].parent) if unfinished and found else time.time()
-    ids = {path: str(jobs[path]["job_id"]) for path, status in found if _in_job(status, jobs.get(path, {}))}
+    jobs = {path: _read(path / "job.json") for path, status in found if status.get("state") != "done"}
+    unfinished = [(path, status) for path, status in found if status.get("state") not in ("done", "failed")]
+    now = _disk_time(unfinished[0][0].parent) if unfinished else time.time()
+    ids = {path: str(jobs[path]["job_id"]) for path, status in unfinished if _in_job(status, jobs[path])}
     over = scheduler.over(set(ids.values())) if ids else set()
     past = scheduler.past(over) if over else {}
     # A run may have ended after its file was read and before SLURM was asked.

@@ -1,0 +1,162 @@
+"""A made-up SLURM, of small scripts, and made-up run directories."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.utils import create_config_search_path
+from hydra.types import RunMode
+from omegaconf import OmegaConf
+
+from lorsa.runner.compose import CONFIG_DIR
+from lorsa.runner.launch.composer import SweepComposer
+from lorsa.runner.launch.sweep import Sweep, SweepRun
+from lorsa.runner.rundir import JOB_ID, LAUNCHER
+from lorsa.runner.schema import JobConfig, register_resolvers
+
+RESOURCES = {
+    "name": "cpu",
+    "nodes": 1,
+    "tasks_per_node": 1,
+    "gpus_per_node": 0,
+    "cpus_per_task": 2,
+    "mem_gb": None,
+    "minutes": 60,
+    "partition": None,
+    "account": None,
+    "qos": None,
+    "constraint": None,
+    "signal_seconds": 120,
+    "retries": 3,
+    "extra": {},
+}
+SLURM = {
+    "kind": "slurm",
+    "wait": False,
+    "runs_per_job": 1,
+    "parallel": 256,
+    "snapshot": False,
+    "offline": False,
+    "setup": [],
+}
+
+
+@pytest.fixture(scope="session")
+def compose_run() -> Callable[..., JobConfig]:
+    """Compose a run as a launcher does, which is faster than from nothing."""
+    register_resolvers()
+    loader = ConfigLoaderImpl(create_config_search_path(CONFIG_DIR))
+    master = loader.load_configuration("config", [], RunMode.MULTIRUN)
+    composer = SweepComposer(loader)
+
+    return lambda *overrides: composer.job_config(master, list(overrides))
+
+
+class FakeSlurm:
+    """Commands of SLURM that say what a test wants; nothing else is on the PATH."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        folder.mkdir()
+
+    def command(self, name: str, script: str) -> None:
+        """Make a command: a bash script, with `$calls`, the file that counts its calls."""
+        path = self.folder / name
+        path.write_text(f"#!/bin/bash\ncalls={self.folder}/{name}.calls\nprintf '%s\\n' \"$*\" >> $calls\n{script}\n")
+        path.chmod(0o755)
+
+    def calls(self, name: str) -> list[str]:
+        path = self.folder / f"{name}.calls"
+        return path.read_text().splitlines() if path.exists() else []
+
+    def queue(self, *lines: str) -> None:
+        """Have squeue list these jobs: `7_0|RUNNING|None`."""
+        self.command("squeue", "\n".join(f"echo '{line}'" for line in lines))
+
+    def accounting(self, *lines: str) -> None:
+        """Have sacct list these: `7_0|TIMEOUT`."""
+        self.command("sacct", "\n".join(f"echo '{line}'" for line in lines))
+
+
+@pytest.fixture
+def no_slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeSlurm:
+    """A machine without SLURM, whatever there really is."""
+    fake = FakeSlurm(tmp_path / "bin")
+    monkeypatch.setenv("PATH", str(fake.folder))
+    for name in (JOB_ID, LAUNCHER):
+        monkeypatch.delenv(name, raising=False)
+    return fake
+
+
+@pytest.fixture
+def slurm(no_slurm: FakeSlurm) -> FakeSlurm:
+    """A cluster that takes every job: 101, 102, …; its queue is empty, and it has no accounting."""
+    no_slurm.command("srun", "")
+    no_slurm.command("scancel", "")
+    no_slurm.command("scontrol", "echo 'MaxArraySize            = 1001'")
+    no_slurm.command(
+        "sbatch",
+        '[ "$1" = --test-only ] && exit 0\n'
+        "number=0; while read -r line; do [[ $line = --test-only* ]] || number=$((number + 1)); done < $calls\n"
+        'echo "Submitted batch job $((100 + number))"',
+    )
+    no_slurm.queue()
+    return no_slurm
+
+
+@pytest.fixture
+def make_run(tmp_path: Path) -> Callable[..., Path]:
+    """Write a run's directory: its status.json, its job.json if there is a job, and its result if it is done."""
+
+    def make(
+        name: str,
+        state: str | None,
+        job: dict[str, object] | None = None,
+        launcher: str | None = "slurm",
+        silent: float = 0,
+        **status: object,
+    ) -> Path:
+        path = tmp_path / "runs" / name
+        path.mkdir(parents=True)
+        if state is not None:
+            said = {"state": state, "launcher": launcher, "host": socket.gethostname(), "pid": os.getpid(), **status}
+            (path / "status.json").write_text(json.dumps(said))
+            os.utime(path / "status.json", (time.time() - silent,) * 2)
+        if job is not None:
+            (path / "job.json").write_text(json.dumps(job))
+        if state == "done":
+            (path / "result.json").write_text(json.dumps({"schema_version": 1, "primary_metric": {"dev": 0.5}}))
+            (path / "adapter").mkdir()
+        return path
+
+    return make
+
+
+@pytest.fixture
+def make_sweep(tmp_path: Path) -> Callable[..., Sweep]:
+    """Write a sweep's folder, with runs of these names."""
+
+    def make(*names: str, resources: dict[str, dict[str, object]] | None = None, **launcher: object) -> Sweep:
+        sweep = Sweep(tmp_path / "runs" / "sweeps" / "2026-01-01_00-00-00")
+        changed = resources or {}
+        runs = [SweepRun(name, [f"name={name}"], RESOURCES | changed.get(name, {})) for name in names]
+        texts = [OmegaConf.to_yaml({"seed": 0, "resources": run.resources}) for run in runs]
+        sweep.write(tmp_path / "runs", ["lorsa-run"], SLURM | launcher, runs, texts)
+        return sweep
+
+    return make
+
+
+@pytest.fixture
+def dead_process() -> int:
+    """The number of a process that was."""
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    return process.pid
