@@ -28,6 +28,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from lorsa.runner.checkpoints import last_checkpoint, step_of
 from lorsa.runner.errors import AlreadyRunningError, GaveUpError, UserError
 from lorsa.runner.result import SCHEMA_VERSION
 from lorsa.runner.stop import StopRequested
@@ -57,15 +58,6 @@ def write_atomic(path: Path, content: str | bytes) -> None:
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
-
-
-def _deaths(before: Mapping[str, Any]) -> int:
-    """Return how many attempts in this job ended without a word or without progress, by what the last one left."""
-    if before.get("job_id") is None or before.get("job_id") != os.environ.get(JOB_ID):
-        return 0
-    died = before.get("state") == "running"
-    stuck = before.get("state") == "requeued" and before.get("step", 0) <= before.get("started_at", 0)
-    return int(before.get("deaths", 0)) + (died or stuck)
 
 
 def flush_to_disk(path: Path) -> None:
@@ -205,8 +197,7 @@ class RunDirectory:
             ) from None
         try:
             before = self.status()
-            self.attempt = int(before.get("attempt", 0)) + 1
-            self.deaths = _deaths(before)
+            self._count(before)
             self.report("running")
             with self._beating():
                 if self.deaths > retries and in_job:
@@ -227,6 +218,22 @@ class RunDirectory:
             raise
         finally:
             lock.release()
+
+    def _count(self, before: Mapping[str, Any]) -> None:
+        """Count this attempt, and those in the same job that ended without a word or before they got on.
+
+        Args:
+            before: what the last attempt left in status.json.
+        """
+        last = last_checkpoint(self.checkpoints)
+        reached = 0 if last is None else step_of(last)
+        self.attempt = int(before.get("attempt", 0)) + 1
+        if before.get("job_id") is not None and before.get("job_id") == os.environ.get(JOB_ID):
+            # An earlier attempt may have thrown away what was there before the job (`start`); this one must not.
+            self.progress["training"] = bool(before.get("training", False))
+            got_on = reached > before.get("started_at", 0)
+            self.deaths = 0 if got_on else int(before.get("deaths", 0)) + (before.get("state") != "failed")
+        self.progress["started_at"] = reached
 
     @contextmanager
     def _beating(self) -> Iterator[None]:
@@ -323,8 +330,9 @@ class RunDirectory:
             file.write(json.dumps(record) + "\n")
 
     def _clear(self) -> None:
+        kept = {".lock", "job.json", "status.json"} | ({"logs"} if JOB_ID in os.environ else set())
         for entry in self.path.iterdir():
-            if entry.name == ".lock":
+            if entry.name in kept:
                 continue
             if entry.is_dir():
                 shutil.rmtree(entry)

@@ -19,6 +19,7 @@ SIGNALS = (signal.SIGUSR2, signal.SIGTERM)
 
 _requested: str | None = None
 _deferred = False
+_raised = False
 
 
 class StopRequested(BaseException):
@@ -47,17 +48,34 @@ def requested() -> str | None:
 
 @contextmanager
 def deferred() -> Iterator[None]:
-    """Only note requests that come inside; who is inside asks `requested` where stopping is safe."""
-    global _deferred
+    """Only note requests that come inside; who is inside asks `requested` where stopping is safe.
+
+    Raises:
+        StopRequested: at the end, if one came and was not answered inside.
+    """
+    global _deferred, _raised
     _deferred = True
     try:
         yield
+    except StopRequested:
+        _raised = True
+        raise
     finally:
         _deferred = False
+    if _requested is not None:
+        _stop()
 
 
 def _on_signal(number: int, frame: FrameType | None) -> None:
     global _requested
     _requested = signal.Signals(number).name
     if not _deferred:
-        raise StopRequested(_requested)
+        _stop()
+
+
+def _stop() -> None:
+    """Raise once: a second signal must not interrupt how the run records its end."""
+    global _raised
+    if not _raised:
+        _raised = True
+        raise StopRequested(_requested or "")

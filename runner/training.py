@@ -31,6 +31,7 @@ from lorsa.methods.partitioned import whole
 from lorsa.methods.targets import in_head
 from lorsa.runner.batches import NO_ROW, EncodedRows, LengthBucketSampler, ProcessBatches, RowsAndFillers
 from lorsa.runner.callbacks import MethodHook, QuietProgress, Recorder, profiler_callback
+from lorsa.runner.checkpoints import COMPLETE_FILE, complete_checkpoints, last_checkpoint, step_of
 from lorsa.runner.distributed import barrier, from_main, gathered, is_main, world_size
 from lorsa.runner.errors import DivergedError, UserError
 from lorsa.runner.rundir import RunDirectory, flush_to_disk, writing
@@ -40,8 +41,6 @@ from lorsa.runner.zero import deepspeed_config, is_zero, is_zero3
 
 WEIGHTS_FILE = "trainable.safetensors"
 METHOD_STATE_FILE = "method_state.pt"
-# Written last into a checkpoint: without it the checkpoint is not one.
-COMPLETE_FILE = "complete"
 
 Scorer = Callable[[Mapping[str, np.ndarray]], dict[str, float]]
 
@@ -116,7 +115,7 @@ class GlueTrainer(Trainer):
             started_at = state.global_step
             self._tokens_before = int(state.num_input_tokens_seen)
         self.directory.keep_metrics_until(started_at)
-        self.directory.progress |= {"step": started_at, "started_at": started_at}
+        self.directory.progress["step"] = started_at
         if checkpoint is not None and started_at >= total_updates(self.cfg, len(self.rows)):
             self.state = state
             if is_zero(self.cfg.engine):
@@ -401,19 +400,3 @@ def total_updates(cfg: JobConfig, rows: int) -> int:
         return int(cfg.train.max_steps)
     passes = math.ceil(rows / (cfg.train.batch_size * world_size()))
     return math.ceil(cfg.train.epochs * math.ceil(passes / cfg.train.gradient_accumulation))
-
-
-def step_of(checkpoint: Path) -> int:
-    """Return the update after which a checkpoint was written."""
-    return int(checkpoint.name.rpartition("-")[2])
-
-
-def complete_checkpoints(folder: Path) -> list[Path]:
-    """Return the checkpoints that were written to the end, oldest first."""
-    return sorted((marker.parent for marker in folder.glob(f"checkpoint-*/{COMPLETE_FILE}")), key=step_of)
-
-
-def last_checkpoint(folder: Path) -> Path | None:
-    """Return the checkpoint to resume from, or None."""
-    checkpoints = complete_checkpoints(folder)
-    return checkpoints[-1] if checkpoints else None

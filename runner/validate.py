@@ -12,7 +12,7 @@ from lorsa.runner.distributed import check_environment
 from lorsa.runner.errors import UserError, nearest
 from lorsa.runner.schema import JobConfig
 from lorsa.runner.signature import EMBEDDED, model_folder
-from lorsa.runner.zero import check_method
+from lorsa.runner.zero import check_method, is_zero
 
 PROTOCOLS = ("split", "best_epoch")
 DTYPES = ("float32", "bfloat16", "float16")
@@ -127,6 +127,11 @@ def _check_combinations(cfg: JobConfig) -> None:
         raise UserError(f"model.path={path}: there is no such folder.")
     if cfg.protocol == "best_epoch" and cfg.train.overfit_rows is not None:
         raise UserError("train.overfit_rows scores the rows that it trains on, so it needs protocol=split.")
+    if is_zero(cfg.engine) != cfg.engine.name.startswith("zero"):
+        raise UserError(
+            f"engine.name={cfg.engine.name} with engine.zero={'set' if is_zero(cfg.engine) else 'null'}: choose the "
+            f"engine as a whole, engine={cfg.engine.name}."
+        )
     check_environment(cfg.engine.name)
     asked = cfg.resources.nodes * cfg.resources.tasks_per_node
     if cfg.engine.name == "single" and asked > 1:

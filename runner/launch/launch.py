@@ -189,8 +189,7 @@ def submit(sweep: Sweep, runs: Sequence[SweepRun], about: dict[str, dict[str, An
         except BaseException:
             undo()
             raise
-        for job_id, job in zip(ids, jobs, strict=True):
-            sweep.record_job(job_id, job)
+        sweep.record_jobs(dict(zip(ids, jobs, strict=True)))
         say(f"Submitted {len(names)} runs as {_span(ids)}.")
     say(f"How it goes: lorsa status {sweep.path}")
 

@@ -77,7 +77,7 @@ class LocalJobs:
             setup=self.sweep.shell_lines(self.sweep.launcher),
         )
         job = executor.submit(Task(str(self.sweep.runs_dir), str(self.sweep.configs), tuple(names)))
-        self.sweep.record_job(job.job_id, names)
+        self.sweep.record_jobs({job.job_id: names})
         return job
 
     def __enter__(self) -> LocalJobs:

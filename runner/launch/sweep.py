@@ -14,7 +14,7 @@ import json
 import shlex
 import socket
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -132,21 +132,26 @@ class Sweep:
             write_atomic(self.path / "sweep.json", json.dumps(document, indent=1))
         self._forget()
 
-    def record_job(self, job_id: str, runs: list[str]) -> None:
-        """Add a job that was submitted, to the sweep's list and to each of its runs."""
+    def record_jobs(self, jobs: Mapping[str, Sequence[str]]) -> None:
+        """Add jobs that were submitted, to the sweep's list at once and then to each of their runs.
+
+        Args:
+            jobs: the runs of each job, by its id.
+        """
         from lorsa.runner.rundir import write_atomic
 
-        job = {
-            "job_id": job_id,
+        about = {
             "launcher": self.launcher["kind"],
             "host": socket.gethostname(),
             "sweep": str(self.path),
             "submitted": time.time(),
         }
+        lines = [json.dumps({"job_id": job_id, **about, "runs": list(runs)}) + "\n" for job_id, runs in jobs.items()]
         with (self.path / "jobs.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(job | {"runs": runs}) + "\n")
-        for signature in runs:
-            write_atomic(self.runs_dir / signature / "job.json", json.dumps(job))
+            file.write("".join(lines))
+        for job_id, runs in jobs.items():
+            for signature in runs:
+                write_atomic(self.runs_dir / signature / "job.json", json.dumps({"job_id": job_id, **about}))
 
     def runs_by_job(self) -> dict[str, list[Path]]:
         """Return the directories of the runs of each job, as far as the sweep's folder is still there."""

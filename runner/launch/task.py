@@ -25,10 +25,12 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from lorsa.runner.rundir import JOB_ID, LAUNCHER
+from lorsa.runner.rundir import JOB_ID, LAUNCHER, RunDirectory
 from lorsa.runner.stop import EXIT_STOPPED, SIGNALS
 
 EXIT_DONE, EXIT_FAILED = 0, 1
+# How often a worker may be killed while it starts.
+EARLY_DEATHS = 3
 # submitit's local jobs are begun again when they exit with this.
 LOCAL_AGAIN = 144
 
@@ -61,7 +63,11 @@ class Task:
         for name in self.runs:
             if self._cancelled(name) or (len(self.runs) > 1 and self._over(name, environment[JOB_ID])):
                 continue
+            attempt = self._attempt(name)
             code = worker.run(name, self._command(name), self._log(name, environment), environment)
+            if code < 0 and self._attempt(name) == attempt and self._hopeless(name, code, environment):
+                failed = True
+                continue
             if code == EXIT_STOPPED or (code < 0 and not self._cancelled(name)):
                 _exit_to_go_on(code, environment[LAUNCHER])
             if code > 0 and "RANK" in environment:
@@ -71,6 +77,28 @@ class Task:
         first = environment.get("RANK", "0") == "0"
         if failed or (first and any(self._state(name) != "done" for name in self.runs)):
             sys.exit(EXIT_FAILED)
+
+    def _attempt(self, name: str) -> int:
+        return int(_read(Path(self.runs_dir, name, "status.json")).get("attempt", 0))
+
+    def _hopeless(self, name: str, code: int, environment: Mapping[str, str]) -> bool:
+        """Count a worker that was killed before it could count itself; after some, give the run up."""
+        if environment.get("RANK", "0") != "0" or self._cancelled(name):
+            return False
+        count = Path(os.environ["SUBMITIT_FOLDER"], f"{environment[JOB_ID]}.{name}.early")
+        with count.open("a", encoding="utf-8") as file:
+            file.write("died\n")
+        if len(count.read_text(encoding="utf-8").splitlines()) <= EARLY_DEATHS:
+            return False
+        count.unlink()
+        directory = RunDirectory(self.runs_dir, name)
+        status = directory.status() | {"state": "failed", "job_id": environment[JOB_ID]}
+        status["error"] = (
+            f"Its process was killed by {signal.Signals(-code).name} {EARLY_DEATHS + 1} times before the run began; "
+            "more memory may help: resources.mem_gb=…"
+        )
+        directory.write("status.json", json.dumps(status, indent=2))
+        return True
 
     def _mark(self, job_id: str) -> Path:
         """Return the file that tells the job's script that it need not begin again."""

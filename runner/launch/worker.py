@@ -5,6 +5,8 @@ Exits as `lorsa-run` does: 0 done, 1 a defect, 2 refused; and 75 when it was tol
 
 from __future__ import annotations
 
+import json
+import os
 import signal
 import sys
 import time
@@ -25,13 +27,15 @@ def main() -> None:
     from omegaconf import OmegaConf
 
     from lorsa.runner.cli import EXIT_BAD_INPUT
+    from lorsa.runner.distributed import is_main
     from lorsa.runner.errors import UserError
     from lorsa.runner.job import run
-    from lorsa.runner.rundir import RunDirectory
+    from lorsa.runner.rundir import JOB_ID, RunDirectory
     from lorsa.runner.schema import register_resolvers, typed
     from lorsa.runner.signature import signature
 
     path = Path(sys.argv[1])
+    directory = None
     try:
         wait_for(path)
         register_resolvers()
@@ -47,6 +51,11 @@ def main() -> None:
         run(cfg)
     except UserError as error:
         print(f"lorsa: {error}", file=sys.stderr)
+        # What is refused before the run holds its directory is recorded nowhere else.
+        status = {} if directory is None else directory.status()
+        if directory is not None and is_main() and status.get("state") == "queued":
+            refused = {"state": "failed", "job_id": os.environ.get(JOB_ID), "error": f"UserError: {error}"}
+            directory.write("status.json", json.dumps(status | refused, indent=2))
         sys.exit(EXIT_BAD_INPUT)
     except stop.StopRequested as request:
         print(f"lorsa: stopped by {request}; the next attempt goes on from the last checkpoint.", file=sys.stderr)

@@ -59,7 +59,7 @@ def refused(tmp_path, monkeypatch, capsys):
         ("optim.name=adamm", ["adamm"]),
         ("optim.schedule=linearr", ["linearr"]),
         ("optim.betas=[2,3]", ["optim.betas", "two numbers"]),
-        ("engine.name=zero3", ["engine.name=zero3", "single"]),
+        ("engine.name=zero3", ["engine.name=zero3", "engine=zero3"]),
         ("tracker.name=wandb", ["tracker.name=wandb", "none"]),
         ("task.columns=[]", ["task.columns", "one or two"]),
         ("method.config.target_modules='[a'", ["no regular expression"]),

@@ -21,6 +21,9 @@ NEEDED = {
     "data/local": ["data.path=somewhere"],
     "model/hf": ["model.path=gpt2"],
     "method/peft": ["method.config._target_=peft.LoraConfig"],
+    "resources/gpu4": ["engine=zero2"],
+    "resources/gpu8": ["engine=zero3"],
+    "resources/gpu8x2": ["engine=ddp"],
     "experiment/smollm2_3000": ["data.path=somewhere"],
 }
 

@@ -88,3 +88,20 @@ def test_waiting_shows_the_end_and_fails_if_a_run_does(sweeps: Sweeps):
     assert "1 runs: 1 done" in sweeps.launch(*common, "seed=0")
     said = sweeps.launch(*common, "seed=1", "train.lr=1e-3,1e30", ok=False)
     assert "1 of 2 runs are not done; see lorsa errors" in said
+
+
+@pytest.mark.slow
+def test_a_run_on_two_nodes_stops_in_both_of_its_processes_and_goes_on(sweeps: Sweeps):
+    sweeps.launch("method=lora", "engine=zero2", "resources.nodes=2", "task.epochs=3", "train.max_steps=90")
+    name = next(iter(sweeps.states()))
+    wait_for(lambda: (sweeps.states()[name]["step"] or 0) > 1, "it trains", 180)
+    job = sweeps.states()[name]["job_id"]
+    sweeps.cluster.run("scancel", "--signal=USR2", job)
+    wait_for(lambda: sweeps.states()[name]["attempt"] == 2, "it begins again", 120)
+    wait_for(lambda: over(sweeps), "it ends", 240)
+    run, result = sweeps.states()[name], sweeps.result(name)
+    assert (run["state"], run["deaths"]) == ("done", 0), sweeps.lorsa("errors")
+    assert result["resumed_from_step"] > 0
+    logs = sweeps.runs_dir / name / "logs"
+    for log in ("output.log", "output.rank1.log"):
+        assert "stopped by " in (logs / log).read_text()

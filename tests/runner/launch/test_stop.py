@@ -92,6 +92,7 @@ def fresh(monkeypatch):
     """The module as at a start, and the process's own handlers back at the end."""
     before = {number: signal.getsignal(number) for number in stop.SIGNALS}
     monkeypatch.setattr(stop, "_requested", None)
+    monkeypatch.setattr(stop, "_raised", False)
     yield
     for number, handler in before.items():
         signal.signal(number, handler)
@@ -106,12 +107,17 @@ def test_a_request_ends_a_run_at_once_where_there_is_nothing_to_save(fresh):
 
 def test_a_request_is_noted_where_something_is_being_trained(fresh):
     stop.listen()
-    with stop.deferred():
+    with pytest.raises(stop.StopRequested, match="SIGTERM"), stop.deferred():
         assert stop.requested() is None
         signal.raise_signal(signal.SIGTERM)
         assert stop.requested() == "SIGTERM"
+
+
+def test_a_second_signal_does_not_interrupt_how_the_run_records_its_end(fresh):
+    stop.listen()
     with pytest.raises(stop.StopRequested):
-        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGUSR2)
+    signal.raise_signal(signal.SIGTERM)
 
 
 def test_a_request_passes_through_code_that_catches_errors(fresh):
