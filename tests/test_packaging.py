@@ -37,11 +37,17 @@ def wheel(repository, tmp_path_factory):
     return zipfile.ZipFile(path), tracked
 
 
+# Where Hydra looks for launchers, and the folder that it is.
+PLUGIN = ("hydra_plugins/lorsa_launcher", "runner/launch/hydra_plugin")
+
+
 def test_every_module_config_schema_and_weight_is_in_the_wheel(wheel):
     archive, tracked = wheel
     inside = set(archive.namelist())
     for name in tracked:
-        if name.split("/")[0] in ("conf", "kernels", "methods", "runner"):
+        if name.startswith(PLUGIN[1]):
+            assert name.replace(PLUGIN[1], PLUGIN[0]) in inside
+        elif name.split("/")[0] in ("conf", "kernels", "methods", "runner"):
             assert f"lorsa/{name}" in inside
 
 
@@ -71,14 +77,16 @@ def test_a_wheel_can_carry_the_kernels_of_this_machine(repository, tmp_path):
 
 def test_nothing_is_importable_by_a_bare_name(wheel):
     archive, _ = wheel
-    assert {name.split("/")[0] for name in archive.namelist() if "dist-info" not in name} == {"lorsa"}
+    assert {name.split("/")[0] for name in archive.namelist() if "dist-info" not in name} == {"lorsa", "hydra_plugins"}
+    assert {name for name in archive.namelist() if name.startswith("hydra_plugins")} == {f"{PLUGIN[0]}/__init__.py"}
 
 
 def test_every_folder_of_a_package_is_declared(repository):
     declared = set(tomllib.loads((repository / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"])
     for top in ("kernels", "methods", "runner"):
         for init in (repository / top).rglob("__init__.py"):
-            assert "lorsa." + ".".join(init.parent.relative_to(repository).parts) in declared
+            folder = init.parent.relative_to(repository).as_posix()
+            assert (PLUGIN[0] if folder == PLUGIN[1] else f"lorsa/{folder}").replace("/", ".") in declared
 
 
 def test_constraints_pin_everything_that_is_required(repository):
