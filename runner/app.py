@@ -23,6 +23,7 @@ from lorsa.runner.commands.prefetch import prefetch
 from lorsa.runner.commands.retry import retry
 from lorsa.runner.commands.run import run
 from lorsa.runner.commands.status import status
+from lorsa.runner.commands.submit_glue import submit_glue
 from lorsa.runner.errors import UserError
 
 EXIT_BAD_INPUT = 2
@@ -43,6 +44,7 @@ app.command(epilog="Example: lorsa run 1f0c5e8a --debug")(run)
 app.command(epilog="Example: lorsa analyze runs/1f0c5e8a9b7d6342 --top 20")(analyze)
 app.command(epilog="Example: lorsa export runs/1f0c5e8a9b7d6342 --as lora my-lora")(export)
 app.command(epilog="Example: lorsa merge runs/1f0c5e8a9b7d6342 my-model")(merge)
+app.command(name="submit-glue", epilog="Example: lorsa submit-glue runs/* --best glue.zip")(submit_glue)
 app.command(epilog="Example: lorsa prefetch model=minilm method=lorsa")(prefetch)
 
 
