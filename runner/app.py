@@ -28,9 +28,18 @@ from lorsa.runner.errors import UserError
 
 EXIT_BAD_INPUT = 2
 
+_EPILOG = """\
+lorsa COMMAND --help has an example of each.
+
+Exit codes: 0 done; 1 a defect of the program; 2 refused (bad input), with one sentence; 130 or 143 interrupted.
+
+Completion with the tab key: lorsa --install-completion, once; for lorsa-run see lorsa-run --help.
+"""
+
 app = typer.Typer(
     name="lorsa",
     help="Work with the runs that [bold]lorsa-run[/bold] leaves.",
+    epilog=_EPILOG,
     no_args_is_help=True,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,

@@ -18,9 +18,10 @@ from hydra.errors import ConfigCompositionException, HydraException, MissingConf
 from omegaconf import DictConfig
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
+from lorsa.runner.completion import completions, is_query
 from lorsa.runner.compose import CONFIG_DIR
 from lorsa.runner.errors import UserError, nearest
-from lorsa.runner.help import help_text
+from lorsa.runner.help import choices, help_text
 from lorsa.runner.schema import register_resolvers, typed
 
 EXIT_BAD_INPUT = 2
@@ -32,6 +33,12 @@ def main() -> None:
     if {"-h", "--help"} & set(sys.argv[1:]):
         print(help_text([CONFIG_DIR, *_extra_config_dirs(sys.argv[1:])]))
         return
+    if is_query(sys.argv[1:]):
+        line = os.environ.get("COMP_LINE", "")
+        found = completions(line, choices([CONFIG_DIR, *_extra_config_dirs(line.split())]))
+        if found is not None:
+            print(" ".join(found))
+            return
     register_resolvers()
     # Hydra would print its own errors and exit; with this set it raises them, and we put them into words.
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
@@ -79,8 +86,9 @@ def _register_launchers() -> None:
 
 def _extra_config_dirs(arguments: list[str]) -> list[str]:
     parser = argparse.ArgumentParser(add_help=False)
-    parser.add_argument("--config-dir", "-cd", action="append", default=[])
-    return list(parser.parse_known_args(arguments)[0].config_dir)
+    # A command line that is still being typed may end before the folder.
+    parser.add_argument("--config-dir", "-cd", action="append", default=[], nargs="?")
+    return [folder for folder in parser.parse_known_args(arguments)[0].config_dir if folder]
 
 
 def check_names(cfg: DictConfig, choices: Mapping[str, str]) -> None:

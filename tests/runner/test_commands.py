@@ -330,8 +330,9 @@ def test_help_loads_nothing_heavy_and_has_an_example_per_command(tmp_path):
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
     assert done.stdout.strip().endswith("set()")
+    assert "Exit codes: 0 done" in done.stdout and "--install-completion" in done.stdout
     for command in app.app.registered_commands:
-        name = command.callback.__name__
+        name = command.name or command.callback.__name__
         assert name in done.stdout
         assert f"lorsa {name} " in " ".join((command.epilog or command.callback.__doc__).split())
 
@@ -347,3 +348,16 @@ def test_what_is_written_has_a_model_card_of_the_run(make_run, lorsa, tmp_path):
         assert "**Demo data, not GLUE.**" in card.text
     lorsa("export", run.path, tmp_path / "cut", "--rank", 2)
     assert ModelCard.load(tmp_path / "cut" / "README.md").data.eval_results is None
+
+
+def test_logs_are_also_a_document(lorsa, tmp_path):
+    directory = RunDirectory(str(tmp_path), "0123456789abcdef")
+    directory.write("logs/output.log", "one\ntwo\nthree\n")
+    directory.report("done")
+    printed = lorsa("logs", "0123", "--runs-dir", tmp_path, "--tail", 2, "--json")
+    assert json.loads(printed) == {
+        "run": "0123456789abcdef",
+        "rank": 0,
+        "file": str(directory.path / "logs" / "output.log"),
+        "lines": ["two", "three"],
+    }
