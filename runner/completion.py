@@ -17,9 +17,10 @@ _VALUES = {
 }
 
 
-def is_query(arguments: Sequence[str]) -> bool:
-    """Whether the shell asks for completions."""
-    return bool({"-sc", "--shell-completion"} & set(arguments)) and any(each.startswith("query=") for each in arguments)
+def asking_shell(arguments: Sequence[str]) -> str | None:
+    """Return the shell that asks for completions; None if this is an ordinary command line."""
+    queries = [each.removeprefix("query=") for each in arguments if each.startswith("query=")]
+    return queries[0] if queries and {"-sc", "--shell-completion"} & set(arguments) else None
 
 
 def completions(line: str, groups: Mapping[str, Sequence[str]]) -> list[str] | None:

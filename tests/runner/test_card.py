@@ -1,5 +1,7 @@
 """Model cards: front matter that the hub's own library reads back, and numbers that are those of the run."""
 
+import re
+
 import pytest
 from huggingface_hub import ModelCard
 from sample_result import sample_result
@@ -73,3 +75,12 @@ def test_a_score_that_is_not_a_number_is_a_dash(value):
     document = read(card(result, "selected"))
     assert len(document.data.eval_results) == (1 if value is None else 2)
     assert ("| accuracy | - |" in document.text) == (value is None)
+
+
+@pytest.mark.parametrize("kind", ["adapter", "selected", "lora", "merged"])
+def test_how_to_load_it_is_python(kind):
+    text = card(sample_result(compose(*GLUE, "method=full" if kind == "selected" else "method=lorsa")), kind)
+    (code,) = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+    compile(code, "README.md", "exec")
+    assert ("import lorsa" in code) == (kind == "adapter")
+    assert ("roberta-base" in code) == (kind != "merged")

@@ -8,18 +8,19 @@ from pathlib import Path
 
 import pytest
 
-from lorsa.runner.completion import FLAGS, completions, is_query
+from lorsa.runner.completion import FLAGS, asking_shell, completions
+from lorsa.runner.help import help_text
 
 
-def query(line: str, folder: Path) -> list[str]:
-    """Return what `lorsa-run` answers to bash for a command line up to the cursor."""
+def query(line: str, folder: Path, shell: str = "bash") -> list[str]:
+    """Return what `lorsa-run` answers to a shell for a command line up to the cursor."""
     done = subprocess.run(
-        [sys.executable, "-m", "lorsa.runner.cli", "-sc", "query=bash"],
+        [sys.executable, "-m", "lorsa.runner.cli", "-sc", f"query={shell}"],
         cwd=folder, env=os.environ | {"COMP_LINE": line, "COMP_POINT": str(len(line))},
         capture_output=True, text=True, check=True,
     )  # fmt: skip
     assert done.stderr == ""
-    return done.stdout.split()
+    return done.stdout.splitlines() if shell == "fish" else done.stdout.split()
 
 
 @pytest.mark.parametrize(
@@ -40,6 +41,16 @@ def test_lorsa_run_completes_choices_keys_and_flags(tmp_path, line, expected):
 
 def test_a_folder_is_left_to_the_shell(tmp_path):
     assert query("lorsa-run --config-dir ", tmp_path) == query("lorsa-run --config-dir mi", tmp_path) == []
+
+
+@pytest.mark.parametrize("line", ["lorsa-run seed=[ tas", "lorsa-run --nonsense tas", "lorsa-run model.nope=1 model."])
+def test_a_command_line_that_is_wrong_so_far_prints_no_error(tmp_path, line):
+    query(line, tmp_path)
+
+
+def test_fish_gets_a_line_for_each(tmp_path):
+    assert query("lorsa-run --cfg ", tmp_path, "fish") == ["job", "hydra", "all"]
+    assert {"task=cola", "task=sst2"} <= set(query("lorsa-run task=", tmp_path, "fish"))
 
 
 def test_choices_of_a_folder_of_ones_own_are_completed(tmp_path):
@@ -65,6 +76,7 @@ def test_the_answer_loads_nothing_heavy(tmp_path):
 def test_bash_completes_after_installing_as_the_help_says(tmp_path):
     if shutil.which("bash") is None:
         pytest.skip("no bash here")
+    assert 'eval "$(lorsa-run --shell-completion install=bash)"' in help_text([])
     command = tmp_path / "bin" / "lorsa-run"
     command.parent.mkdir()
     main = "import sys; from lorsa.runner.cli import main; sys.argv[0] = 'lorsa-run'; main()"
@@ -115,5 +127,8 @@ def test_what_is_left_to_hydra_and_what_is_not():
     assert completions("lorsa-run --", groups) == list(FLAGS)
     assert completions("lorsa-run --cfg ", groups) == ["job", "hydra", "all"]
     assert completions("lorsa-run --cfg job ", groups) is None
-    assert is_query(["-sc", "query=bash"])
-    assert not is_query(["-sc", "install=bash"]) and not is_query(["query=bash"])
+
+
+def test_a_question_is_told_from_a_command_line():
+    assert asking_shell(["-sc", "query=fish"]) == "fish"
+    assert asking_shell(["-sc", "install=bash"]) is asking_shell(["query=bash"]) is None
