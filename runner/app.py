@@ -23,13 +23,23 @@ from lorsa.runner.commands.prefetch import prefetch
 from lorsa.runner.commands.retry import retry
 from lorsa.runner.commands.run import run
 from lorsa.runner.commands.status import status
+from lorsa.runner.commands.submit_glue import submit_glue
 from lorsa.runner.errors import UserError
 
 EXIT_BAD_INPUT = 2
 
+_EPILOG = """\
+lorsa COMMAND --help has an example of each.
+
+Exit codes: 0 done; 1 a defect of the program; 2 refused (bad input), with one sentence; 130 or 143 interrupted.
+
+Completion with the tab key: lorsa --install-completion, once; for lorsa-run see lorsa-run --help.
+"""
+
 app = typer.Typer(
     name="lorsa",
     help="Work with the runs that [bold]lorsa-run[/bold] leaves.",
+    epilog=_EPILOG,
     no_args_is_help=True,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
@@ -43,6 +53,7 @@ app.command(epilog="Example: lorsa run 1f0c5e8a --debug")(run)
 app.command(epilog="Example: lorsa analyze runs/1f0c5e8a9b7d6342 --top 20")(analyze)
 app.command(epilog="Example: lorsa export runs/1f0c5e8a9b7d6342 --as lora my-lora")(export)
 app.command(epilog="Example: lorsa merge runs/1f0c5e8a9b7d6342 my-model")(merge)
+app.command(name="submit-glue", epilog="Example: lorsa submit-glue runs/* --best glue.zip")(submit_glue)
 app.command(epilog="Example: lorsa prefetch model=minilm method=lorsa")(prefetch)
 
 

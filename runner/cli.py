@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import io
 import os
 import signal
 import sys
 from collections.abc import Mapping
+from contextlib import redirect_stderr, suppress
 from types import FrameType
 from typing import Any, NoReturn
 
@@ -18,9 +20,10 @@ from hydra.errors import ConfigCompositionException, HydraException, MissingConf
 from omegaconf import DictConfig
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
+from lorsa.runner.completion import asking_shell, completions
 from lorsa.runner.compose import CONFIG_DIR
 from lorsa.runner.errors import UserError, nearest
-from lorsa.runner.help import help_text
+from lorsa.runner.help import choices, help_text
 from lorsa.runner.schema import register_resolvers, typed
 
 EXIT_BAD_INPUT = 2
@@ -35,6 +38,9 @@ def main() -> None:
     register_resolvers()
     # Hydra would print its own errors and exit; with this set it raises them, and we put them into words.
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
+    if shell := asking_shell(sys.argv[1:]):
+        _complete(shell)
+        return
     # A scheduler's polite kill ends like Ctrl-C: the lock is given back, and status.json says so.
     signal.signal(signal.SIGTERM, _terminate)
     refused: list[str] = []
@@ -49,6 +55,18 @@ def main() -> None:
         print(f"lorsa-run: {len(refused)} runs of the sweep are not done:", *refused, sep="\n  ", file=sys.stderr)
     if refused:
         sys.exit(EXIT_BAD_INPUT)
+
+
+def _complete(shell: str) -> None:
+    """Print what the command line that is being typed may go on with."""
+    line = os.environ.get("COMP_LINE", "")
+    found = completions(line, choices([CONFIG_DIR, *_extra_config_dirs(line.split())]))
+    if found is not None:
+        print(*found, sep="\n" if shell == "fish" else " ")
+        return
+    # Half a command line is often a wrong one; nobody wants to read that while typing.
+    with redirect_stderr(io.StringIO()), suppress(HydraException, OmegaConfBaseException, SystemExit):
+        _hydra_main([])
 
 
 def _hydra_main(refused: list[str]) -> None:
@@ -79,8 +97,9 @@ def _register_launchers() -> None:
 
 def _extra_config_dirs(arguments: list[str]) -> list[str]:
     parser = argparse.ArgumentParser(add_help=False)
-    parser.add_argument("--config-dir", "-cd", action="append", default=[])
-    return list(parser.parse_known_args(arguments)[0].config_dir)
+    # A command line that is still being typed may end before the folder.
+    parser.add_argument("--config-dir", "-cd", action="append", default=[], nargs="?")
+    return [folder for folder in parser.parse_known_args(arguments)[0].config_dir if folder]
 
 
 def check_names(cfg: DictConfig, choices: Mapping[str, str]) -> None:

@@ -28,6 +28,9 @@ Flags:
   --config-dir DIR    add a folder with more choices, laid out as conf/ is
   --hydra-help        the other flags and Hydra's own settings
 
+Completion of choices, keys and flags with the tab key; for bash, in ~/.bashrc (Hydra has fish and zsh too):
+  eval "$(lorsa-run --shell-completion install=bash)"
+
 A run is written to runs/<signature>/; the same command again says that it is done, or goes on where it was cut off.
 Exit codes: 0 done; 1 a defect of the program; 2 refused (bad input, a loss that is not finite, a run that another
 process holds), with one sentence; 130 or 143 interrupted."""
@@ -35,8 +38,13 @@ process holds), with one sentence; 130 or 143 interrupted."""
 
 def help_text(config_dirs: Sequence[str]) -> str:
     """Return the help, with the choices of every group in these folders."""
+    lines = [f"  {group + '=':12}{', '.join(names)}" for group, names in choices(config_dirs).items()]
+    return _TEXT.format(choices="\n".join(lines))
+
+
+def choices(config_dirs: Sequence[str]) -> dict[str, list[str]]:
+    """Return the names of the YAML files of every group in these folders, in order."""
     groups: dict[str, set[str]] = {}
     for file in (file for folder in config_dirs for file in Path(folder).glob("*/*.yaml")):
         groups.setdefault(file.parent.name, set()).add(file.stem)
-    lines = [f"  {group + '=':12}{', '.join(sorted(names))}" for group, names in sorted(groups.items())]
-    return _TEXT.format(choices="\n".join(lines))
+    return {group: sorted(names) for group, names in sorted(groups.items())}

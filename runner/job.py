@@ -329,6 +329,8 @@ def record(
     import shutil
 
     from lorsa.methods import save
+    from lorsa.methods.selected import SelectedConfig
+    from lorsa.runner.card import CARD, Kind, card
     from lorsa.runner.device import git_state, hardware, kernels_version, peak_memory, versions
     from lorsa.runner.evaluation import or_null
     from lorsa.runner.glue.fingerprint import content_fingerprint
@@ -384,7 +386,11 @@ def record(
         },
         "memory": {
             "peak_bytes": max(gathered(peak_memory(device))),
-            "adapter_bytes": sum(path.stat().st_size for path in directory.adapter.rglob("*") if path.is_file()),
+            "adapter_bytes": sum(
+                path.stat().st_size
+                for path in directory.adapter.rglob("*")
+                if path.is_file() and path != directory.adapter / CARD
+            ),
         },
         "hardware": hardware(device) | {"processes": world_size()},
         "versions": versions() | kernels_version(method, device),
@@ -394,7 +400,11 @@ def record(
         "attempts": directory.attempt,
         "resumed_from_step": resumed_from,
     }
-    directory.write("result.json", to_text(checked(result)))
+    text = to_text(checked(result))
+    # In place of PEFT's, which is a template to fill in.
+    kind: Kind = "selected" if isinstance(method, SelectedConfig) else "adapter"
+    directory.write(f"{directory.adapter.name}/{CARD}", card(result, kind))
+    directory.write("result.json", text)
     if is_main():
         shutil.rmtree(directory.checkpoints, ignore_errors=True)
     return result

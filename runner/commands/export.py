@@ -25,7 +25,8 @@ def export(
 ) -> None:
     """Write the adapter of a LoRSA run as a LoRA adapter, which PEFT loads without lorsa.
 
-    It gives the same answers, and holds the trained head. With --rank it is the best approximation of that rank.
+    It gives the same answers, and holds the trained head and a model card. With --rank it is the best approximation
+    of that rank.
     """
     finished = read_run(run)
     _check_method(finished)
@@ -34,6 +35,7 @@ def export(
     from peft import PeftModel
 
     from lorsa.methods.lorsa.export import lorsa_to_lora
+    from lorsa.runner.card import CARD, card
 
     _, model = load_run(finished)
     assert isinstance(model, PeftModel)
@@ -42,6 +44,7 @@ def export(
         exported = lorsa_to_lora(model, rank=rank)
     with new_folder(out) as folder:
         exported.save(folder)
+        (folder / CARD).write_text(card(finished.result, "lora", exported.relative_error), encoding="utf-8")
     ranks = [each for each in exported.ranks.values() if each]
     span = " to ".join(str(each) for each in sorted({min(ranks), max(ranks)})) if ranks else "0"
     say(f"LoRA of rank {span} on {len(ranks)} of {len(exported.ranks)} modules: {out}")

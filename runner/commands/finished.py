@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from lorsa.runner.errors import UserError
 
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from lorsa.runner.models import BaseModel
+    from lorsa.runner.result import Result
     from lorsa.runner.rundir import RunDirectory
     from lorsa.runner.schema import JobConfig
 
@@ -29,13 +30,13 @@ class FinishedRun:
         directory: where it is.
         cfg: its config, typed and checked.
         peft_type: PEFT's name of the method, or None for `full`, `head` and `bitfit`.
-        model_content: fingerprint of the files of a local base model, None where there is no record of it.
+        result: its result.json.
     """
 
     directory: RunDirectory
     cfg: JobConfig
     peft_type: str | None
-    model_content: str | None
+    result: Result
 
 
 def read_run(path: Path) -> FinishedRun:
@@ -49,10 +50,10 @@ def read_run(path: Path) -> FinishedRun:
     """
     directory, result = read_result(path)
     config, peft_type = _config(directory, result), _peft_type(directory.adapter)
-    return FinishedRun(directory, config, peft_type, result.get("model_content"))
+    return FinishedRun(directory, config, peft_type, result)
 
 
-def read_result(path: Path) -> tuple[RunDirectory, dict[str, Any]]:
+def read_result(path: Path) -> tuple[RunDirectory, Result]:
     """Return the directory of a finished run and its result.json.
 
     Raises:
@@ -87,7 +88,7 @@ def load_run(run: FinishedRun) -> tuple[BaseModel, nn.Module]:
     from lorsa.runner.signature import model_folder
 
     folder = model_folder(run.cfg.model.path)
-    if folder is not None and run.model_content not in (None, content_fingerprint(folder)):
+    if folder is not None and run.result.get("model_content") not in (None, content_fingerprint(folder)):
         raise UserError(f"{folder} is not the model that {run.directory.path} was trained on: its files have changed.")
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
@@ -112,7 +113,7 @@ def _unfinished(path: Path, directory: RunDirectory) -> str:
     return f"{path} is not finished (state: {status.get('state', '?')}); the command that started it goes on with it."
 
 
-def _config(directory: RunDirectory, result: dict[str, Any]) -> JobConfig:
+def _config(directory: RunDirectory, result: Result) -> JobConfig:
     from omegaconf import OmegaConf
 
     from lorsa.runner.schema import register_resolvers, typed

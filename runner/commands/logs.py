@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated
 
@@ -16,6 +17,7 @@ def logs(
     runs_dir: RunsDir = Path("runs"),
     rank: Annotated[int, typer.Option(min=0, help="Of which of the run's processes.")] = 0,
     tail: Annotated[int | None, typer.Option(min=1, help="The last so many lines.", show_default=False)] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
     """Print what a run of a sweep printed, in all its attempts."""
     path = find_run(run, runs_dir)
@@ -24,7 +26,11 @@ def logs(
         lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
     except FileNotFoundError:
         raise UserError(_without(path, rank)) from None
-    for line in lines[-tail:] if tail else lines:
+    wanted = lines[-tail:] if tail else lines
+    if as_json:
+        print(json.dumps({"run": path.name, "rank": rank, "file": str(log), "lines": wanted}))
+        return
+    for line in wanted:
         print(line)
 
 

@@ -24,7 +24,8 @@ def merge(
 ) -> None:
     """Write the trained model of a run as a plain model folder, which transformers loads without peft and lorsa.
 
-    Weights in the run's model.dtype with the adapter merged and the head in place, config with the labels, tokenizer.
+    Weights in the run's model.dtype with the adapter merged and the head in place, config with the labels,
+    tokenizer, and a model card with what the run's result says.
     """
     finished = read_run(run)
 
@@ -37,6 +38,7 @@ def merge(
     from peft import PeftModel
 
     from lorsa.methods.merging import merge_adapter
+    from lorsa.runner.card import CARD, card
 
     base, model = load_run(finished)
     if isinstance(model, PeftModel):
@@ -46,6 +48,7 @@ def merge(
     with new_folder(out) as folder:
         base.model.save_pretrained(folder)
         base.tokenizer.save_pretrained(folder)
+        (folder / CARD).write_text(card(finished.result, "merged"), encoding="utf-8")
     say(f"{finished.cfg.method.name} on {finished.cfg.task.name}, merged: {out}")
 
 

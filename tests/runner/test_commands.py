@@ -12,8 +12,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from omegaconf import OmegaConf
 from safetensors.torch import load_file, save_file
+from sample_result import sample_result
 from test_models import embedded_tokenizer, small, write_gguf
 from transformers import (
     AutoModelForSequenceClassification,
@@ -79,8 +81,7 @@ def make_run(tmp_path: Path) -> Callable[..., Run]:
         directory = RunDirectory(cfg.runs_dir, signature(cfg))
         directory.write("config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
         save(model, method, directory.adapter)
-        content = content_fingerprint(model_folder(cfg.model.path))
-        result = {"schema_version": 1, "model_commit": None, "model_content": content}
+        result = sample_result(cfg) | {"model_content": content_fingerprint(model_folder(cfg.model.path))}
         directory.write("result.json", json.dumps(result))
         return Run(directory.path, logits)
 
@@ -329,7 +330,34 @@ def test_help_loads_nothing_heavy_and_has_an_example_per_command(tmp_path):
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
     assert done.stdout.strip().endswith("set()")
+    assert "Exit codes: 0 done" in done.stdout and "--install-completion" in done.stdout
     for command in app.app.registered_commands:
-        name = command.callback.__name__
+        name = command.name or command.callback.__name__
         assert name in done.stdout
         assert f"lorsa {name} " in " ".join((command.epilog or command.callback.__doc__).split())
+
+
+def test_what_is_written_has_a_model_card_of_the_run(make_run, lorsa, tmp_path):
+    run = make_run(*LORSA)
+    lorsa("merge", run.path, tmp_path / "merged")
+    lorsa("export", run.path, tmp_path / "lora")
+    for folder, library in (("merged", "transformers"), ("lora", "peft")):
+        card = ModelCard.load(tmp_path / folder / "README.md")
+        assert card.data.library_name == library
+        assert card.data.model_name == "tiny_llama-lorsa-sst2-seed0"
+        assert "**Demo data, not GLUE.**" in card.text
+    lorsa("export", run.path, tmp_path / "cut", "--rank", 2)
+    assert ModelCard.load(tmp_path / "cut" / "README.md").data.eval_results is None
+
+
+def test_logs_are_also_a_document(lorsa, tmp_path):
+    directory = RunDirectory(str(tmp_path), "0123456789abcdef")
+    directory.write("logs/output.log", "one\ntwo\nthree\n")
+    directory.report("done")
+    printed = lorsa("logs", "0123", "--runs-dir", tmp_path, "--tail", 2, "--json")
+    assert json.loads(printed) == {
+        "run": "0123456789abcdef",
+        "rank": 0,
+        "file": str(directory.path / "logs" / "output.log"),
+        "lines": ["two", "three"],
+    }

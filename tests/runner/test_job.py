@@ -5,6 +5,7 @@ from pathlib import Path
 
 import jsonschema
 import pytest
+from huggingface_hub import ModelCard
 from transformers import AutoModelForSequenceClassification
 
 from lorsa.runner.compose import compose
@@ -53,6 +54,10 @@ def test_a_result_follows_the_schema_and_the_directory_has_what_it_promises(job,
     assert {"config.yaml", "result.json", "metrics.jsonl", "predictions", "adapter", "status.json"} <= present
     assert "checkpoints" not in present
     assert json.loads((folder / "status.json").read_text())["state"] == "done"
+    adapter_card = ModelCard.load(folder / "adapter" / "README.md")
+    assert "**Demo data, not GLUE.**" in adapter_card.text and result["signature"] in adapter_card.text
+    scored = {each.dataset_split: each.metric_value for each in adapter_card.data.eval_results}
+    assert scored["validation"] == result["metrics"]["test"]["validation"]["accuracy"]
     for split in ("dev", "validation", "test"):
         lines = [json.loads(line) for line in (folder / "predictions" / f"{split}.jsonl").read_text().splitlines()]
         assert len(lines) == result["rows"][split]
