@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from enum import Enum
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -12,7 +12,7 @@ from lorsa.runner.commands.runs import RunsDir
 from lorsa.runner.errors import UserError
 
 
-class Format(str, Enum):
+class Format(StrEnum):
     """What the tables are written as."""
 
     TABLE = "table"

@@ -13,7 +13,7 @@ from lorsa.runner.errors import UserError, nearest
 from lorsa.runner.launch.sweep import SWEEPS, Sweep, find_sweep
 from lorsa.runner.report.record import NAMES, NotAResultError, Run, read_record
 
-NO_RUN = "it is no run's folder"
+NO_RUN = "no run's folder"
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class LeftOut:
 
     Attributes:
         path: the folder.
-        reason: why, as the end of a sentence.
+        reason: why, in few words.
         state: the run's own word, where it has one: failed, running, …
         error: what it failed with, its traceback where there is one.
         about: model, method, task and seed, as far as it says them.
@@ -47,8 +47,8 @@ class Collection:
         counts = Counter(each.reason for each in self.left_out)
         examples = {each.reason: each.path.name for each in reversed(self.left_out)}
         return [
-            f"{count} {'folder is' if count == 1 else 'folders are'} left out, because {reason} ({examples[reason]}"
-            f"{'' if count == 1 else ', …'})."
+            f"Left out: {count} {'folder' if count == 1 else 'folders'}, {reason} ({examples[reason]}"
+            f"{'' if count == 1 else ' and others'})."
             for reason, count in counts.most_common()
         ]
 
@@ -74,7 +74,7 @@ def collect(names: Sequence[str], runs_dir: Path, filters: Sequence[str] = ()) -
         except FileNotFoundError:
             left_out.append(_unfinished(path))
         except OSError as error:
-            left_out.append(LeftOut(path, f"it cannot be read: {error.strerror}"))
+            left_out.append(LeftOut(path, f"result.json cannot be read: {error.strerror}"))
     runs, copies = _without_copies(runs)
     found = Collection(runs, left_out + copies)
     if not runs:
@@ -140,13 +140,13 @@ def _unfinished(path: Path) -> LeftOut:
         status = json.loads((path / "status.json").read_bytes())
         state = str(status.get("state", "?"))
     except FileNotFoundError:
-        return LeftOut(path, NO_RUN if path.is_dir() else "its run has not been started")
+        return LeftOut(path, NO_RUN if path.is_dir() else "not started")
     except (OSError, ValueError, AttributeError):
-        return LeftOut(path, "its status.json is damaged and it has no result.json")
+        return LeftOut(path, "no result.json, and a damaged status.json")
     about = {key: status[key] for key in ("model", "method", "task", "seed") if key in status}
     error = str(status.get("traceback") or status.get("error") or "")
     # "running" is what the run said last; whether it is alive, lorsa status knows.
-    return LeftOut(path, f"its run is not finished (state: {state})", state, error, about)
+    return LeftOut(path, f"not finished, state {state}", state, error, about)
 
 
 def _without_copies(runs: list[Run]) -> tuple[list[Run], list[LeftOut]]:
@@ -155,7 +155,7 @@ def _without_copies(runs: list[Run]) -> tuple[list[Run], list[LeftOut]]:
     copies = []
     for run in runs:
         if first.setdefault(run.signature, run) is not run:
-            copies.append(LeftOut(run.path, "it is a copy of another of these runs"))
+            copies.append(LeftOut(run.path, "a copy of another of these runs"))
     return list(first.values()), copies
 
 

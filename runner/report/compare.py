@@ -28,7 +28,7 @@ _IGNORED = {
     *("task.name", "task.folder", "task.epochs", "task.batch_size", "task.max_length", "task.predict_splits"),
 }
 _IGNORED_GROUPS = ("tracker.", "resources.", "model.modules.")
-# Of these a task has its own, so that only another value than the task's says something.
+# Of these a task has its own: that they differ between tasks says something only where that is overridden.
 _OF_THE_TASK = {"train.epochs": ("data.epochs", "task.epochs")} | {
     f"train.{key}": (f"task.{key}",) for key in ("batch_size", "max_length")
 }
@@ -174,10 +174,6 @@ def compared(run: Run) -> dict[str, Any]:
     found = {
         key: value for key, value in settings.items() if key not in _IGNORED and not key.startswith(_IGNORED_GROUPS)
     }
-    for key, defaults in _OF_THE_TASK.items():
-        default = next((settings[name] for name in defaults if name in settings), None)
-        if found.get(key) == default:
-            found[key] = "the task's"
     seeds = f"{_METHOD}seed"
     if found.get(seeds) == run.seed:
         del found[seeds]
@@ -185,6 +181,11 @@ def compared(run: Run) -> dict[str, Any]:
     found["engine.processes"] = nodes * tasks
     found["metric"] = run.metric
     return found
+
+
+def _is_default(run: Run, key: str) -> bool:
+    defaults = (run.settings[name] for name in _OF_THE_TASK.get(key, ()) if name in run.settings)
+    return key in _OF_THE_TASK and run.settings.get(key) == next(defaults, None)
 
 
 def _rows(model: str, method: str, runs: list[Run], tasks: Sequence[str]) -> list[Row]:
@@ -201,7 +202,11 @@ def _rows(model: str, method: str, runs: list[Run], tasks: Sequence[str]) -> lis
         words = [method, *(f"{_short(key, shown)}={_text(first.get(key))}" for key in shown)]
         cells = {task: _cell([runs[i] for i in members if runs[i].task == task]) for task in tasks}
         per_task = {key: {runs[i].task: settings[i].get(key) for i in members} for key in varying}
-        varied = {key: values for key, values in per_task.items() if len(set(map(repr, values.values()))) > 1}
+        varied = {
+            key: values
+            for key, values in per_task.items()
+            if len(set(map(repr, values.values()))) > 1 and not all(_is_default(runs[i], key) for i in members)
+        }
         rows.append(Row(model, method, " ".join(words), {t: cell for t, cell in cells.items() if cell.runs}, varied))
     return sorted(rows, key=lambda row: row.label)
 
@@ -219,13 +224,20 @@ def _differing(runs: Sequence[Run], settings: Sequence[dict[str, Any]]) -> tuple
             by_task[run.task].add(repr(values.get(key)))
     splitting, varying = [], []
     for key, by_task in per_key.items():
-        if key.startswith(_METHOD):
+        if key == "model.content":
+            # Older results do not say it.
+            split = len(set[str]().union(*by_task.values()) - {repr(None)}) > 1
+        elif key.startswith(_METHOD):
             split = len(set[str]().union(*by_task.values())) > 1
         else:
             split = any(len(values) > 1 for values in by_task.values())
         if split:
             splitting.append(key)
-        elif not key.startswith("task.") and key != "metric" and len({str(each) for each in by_task.values()}) > 1:
+        elif (
+            not key.startswith(("task.", "model."))
+            and key != "metric"
+            and len({str(each) for each in by_task.values()}) > 1
+        ):
             varying.append(key)
     order = {key: place for place, key in enumerate(_TELLING)}
     return sorted(splitting, key=lambda key: (order.get(key, len(order)), not key.startswith(_METHOD), key)), varying

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Collection
 from typing import Any
 
@@ -46,11 +47,12 @@ def _about_scores(section: Section) -> list[str]:
 
 
 def _about_configs(section: Section, runs: list[Run]) -> list[str]:
-    notes = []
+    varied: dict[str, list[str]] = defaultdict(list)
     for row in section.rows:
         for key, values in row.varied.items():
-            per_task = ", ".join(f"{_value(value)} on {task}" for task, value in values.items())
-            notes.append(f"{row.label}: {key} is {per_task}.")
+            per_task = ", ".join(f"{_value(values[task])} on {task}" for task in section.tasks if task in values)
+            varied[f"{key} is {per_task}"].append(row.label)
+    notes = [f"{_list(labels)}: {text}." for text, labels in varied.items()]
     for key, unlimited in (("train.max_steps", -1), ("train.overfit_rows", None)):
         found = {_value(run.settings.get(key)) for run in runs}
         if found != {_value(unlimited)}:

@@ -95,16 +95,16 @@ def read_record(path: Path) -> Run:
     try:
         stored = json.loads(content)
     except ValueError as error:
-        raise NotAResultError("its result.json is damaged or half-written") from error
+        raise NotAResultError("result.json is damaged or half-written") from error
     if not isinstance(stored, dict) or "schema_version" not in stored:
-        raise NotAResultError("its result.json is not of lorsa")
+        raise NotAResultError("result.json is not of lorsa")
     if stored["schema_version"] != SCHEMA_VERSION:
-        raise NotAResultError(f"its result.json has schema version {stored['schema_version']}, not {SCHEMA_VERSION}")
+        raise NotAResultError(f"result.json has schema version {stored['schema_version']}, not {SCHEMA_VERSION}")
     try:
         return _record(path, stored, has_components or stored.get("components") is not None)
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         what = f"lacks {error}" if isinstance(error, KeyError) else "has a value of a wrong type"
-        raise NotAResultError(f"its result.json {what}") from error
+        raise NotAResultError(f"result.json {what}") from error
 
 
 def _record(path: Path, stored: Mapping[str, Any], has_components: bool) -> Run:

@@ -59,7 +59,7 @@ def _table(title: str, heads: list[str]) -> Table:
     table = Table(
         box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, title=title, title_justify="left", title_style="italic"
     )
-    table.add_column("method", overflow="fold", min_width=6)
+    table.add_column("method", overflow="fold", min_width=10)
     for head in heads:
         table.add_column(head, justify="right", overflow="fold")
     return table
