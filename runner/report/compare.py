@@ -233,11 +233,7 @@ def _differing(runs: Sequence[Run], settings: Sequence[dict[str, Any]]) -> tuple
             split = any(len(values) > 1 for values in by_task.values())
         if split:
             splitting.append(key)
-        elif (
-            not key.startswith(("task.", "model."))
-            and key != "metric"
-            and len({str(each) for each in by_task.values()}) > 1
-        ):
+        elif not key.startswith(("task.", "model.", "metric")) and len(set(map(frozenset, by_task.values()))) > 1:
             varying.append(key)
     order = {key: place for place, key in enumerate(_TELLING)}
     return sorted(splitting, key=lambda key: (order.get(key, len(order)), not key.startswith(_METHOD), key)), varying

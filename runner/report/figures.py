@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from html import escape
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lorsa.runner.plots import IN, INK, OUT
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 # As wide as a phone, so that their text can be read there.
-WIDTH = 5.2
+WIDTH = 4.6
 SERIES = 8
 MARKERS = "osD^vP*X"
 DASHES = ("-", "--", ":", "-.")
@@ -48,8 +48,8 @@ def drawing(name: str) -> Iterator[None]:
     """Set matplotlib up for `svg`; ids depend on `name`, so that figures of one page have different ones."""
     import matplotlib
 
-    settings = {
-        "svg.hashsalt": name, "svg.fonttype": "none", "font.size": 9, "axes.spines.top": False,
+    settings: dict[Any, Any] = {
+        "svg.hashsalt": name, "svg.fonttype": "none", "font.size": 10, "axes.spines.top": False,
         "axes.spines.right": False, "axes.grid": True, "grid.color": _GRID, "grid.alpha": 0.35, "grid.linewidth": 0.6,
         "legend.frameon": False, "legend.fontsize": 8,
     }  # fmt: skip

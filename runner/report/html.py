@@ -22,17 +22,15 @@ def page(report: Report) -> str:
     """Return the page."""
     resources = files("lorsa.runner.report")
     parts = [_section(table, report.baseline, f"s{number}") for number, table in enumerate(report.tables, 1)]
-    parts.append(
-        f'<section aria-labelledby="runs"><h2 id="runs">Runs</h2>\n{runs_part(report.collection.runs)}</section>'
-    )
+    runs, tables = report.collection.runs, len(report.tables)
+    parts.append(f'<section aria-labelledby="runs"><h2 id="runs">Runs</h2>\n{runs_part(runs)}</section>')
     titles = {f"s{number}": heading(table) for number, table in enumerate(report.tables, 1)} | {"runs": "Runs"}
     if report.collection.left_out:
         left_out = left_out_part(report.collection.left_out, report.left_out)
         parts.append(f'<section aria-labelledby="left-out"><h2 id="left-out">Left out</h2>\n{left_out}</section>')
         titles["left-out"] = "Left out"
-    runs, tables = len(report.collection.runs), len(report.tables)
     header = (
-        f"<p>{runs:,} finished {'run' if runs == 1 else 'runs'} in {tables} "
+        f"<p>{len(runs):,} finished {'run' if len(runs) == 1 else 'runs'} in {tables} "
         f"{'table' if tables == 1 else 'tables, which do not compare with each other'}; made "
         f"<time>{time.strftime('%Y-%m-%d %H:%M')}</time>.</p>{bullets(report.left_out)}"
     )

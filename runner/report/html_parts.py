@@ -54,12 +54,13 @@ def table(
         f'<th scope="col"{" data-type=number" if is_number else ""}>{escape(head)}</th>'
         for head, is_number in zip(heads, numeric, strict=True)
     )
-    span = f" <span>{escape(explanation)}</span>" if explanation else ""
+    described = f' aria-describedby="{name}-text"' if explanation else ""
+    said = f'<p class="soft" id="{name}-text">{escape(explanation)}</p>\n' if explanation else ""
     body = "\n".join(f"<tr>{''.join(_cell(cell, place) for place, cell in enumerate(row))}</tr>" for row in rows)
     return (
-        f'<div class="scroll" tabindex="0" role="region" aria-labelledby="{name}">\n<table class="sortable">\n'
-        f'<caption id="{name}">{escape(caption)}{span}</caption>\n'
-        f"<thead><tr>{columns}</tr></thead>\n<tbody>\n{body}\n</tbody>\n</table>\n</div>"
+        f'<div class="scroll" tabindex="0" role="region" aria-labelledby="{name}">\n'
+        f'<table class="sortable"{described}>\n<caption id="{name}">{escape(caption)}</caption>\n'
+        f"<thead><tr>{columns}</tr></thead>\n<tbody>\n{body}\n</tbody>\n</table>\n</div>\n{said}"
     )
 
 
@@ -72,10 +73,9 @@ def _cell(cell: Cell, place: int) -> str:
 def figure(svg: str, caption: str, more: str = "", large: bool = False) -> str:
     """Return a figure with its caption and what is to be read beside it."""
     kind = ' class="large"' if large else ""
-    drawn = (
-        f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(caption)}">{svg}</div>' if large else svg
-    )
-    return f"<figure{kind}>\n<figcaption>{escape(caption)}</figcaption>\n{drawn}\n{more}</figure>"
+    if large:
+        svg = f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(caption)}">{svg}</div>'
+    return f"<figure{kind}>\n<figcaption>{escape(caption)}</figcaption>\n{svg}\n{more}</figure>"
 
 
 def details(summary: str, content: str) -> str:

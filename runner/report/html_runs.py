@@ -56,9 +56,8 @@ def left_out_part(left_out: Sequence[LeftOut], reasons: Sequence[str]) -> str:
     told = [each for each in left_out if each.reason != NO_RUN][:MOST_RUNS]
     rows = []
     for each in told:
-        error = (
-            "" if not each.error else details(_last_line(each.error), f"<pre>{escape(each.error[-ERROR_END:])}</pre>")
-        )
+        end = f"<pre>{escape(each.error[-ERROR_END:])}</pre>"
+        error = details(_last_line(each.error), end) if each.error else ""
         about = [text(each.about.get(key, "")) for key in ("model", "method", "task", "seed")]
         kind = "text bad" if each.state == "failed" else "text"
         rows.append([text(each.path.name), *about, text(each.reason, kind), Cell(error, kind="text wide")])

@@ -33,9 +33,9 @@ def scores_table(shown: SectionTable, name: str) -> str:
         scores = [line.scores[task] for task in tasks] + ([line.average] if with_average else [])
         rows.append([text(label), *map(_score, scores)])
     heads = ["method", *tasks, *([shown.average_name] if with_average else [])]
+    which = "column and model" if len(shown.section.models) > 1 else "column"
     explanation = (
-        "Points: mean ± standard deviation (number of seeds). "
-        f"★: best of its column{' and model' if len(shown.section.models) > 1 else ''}; ≈: within noise of it ({NOISE})."
+        f"Points: mean ± standard deviation (number of seeds). ★: best of its {which}; ≈: within noise of it ({NOISE})."
     )
     return table(name, "Scores", explanation, heads, _numeric(heads), rows)
 

@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from lorsa.runner.report.compare import Row
 from lorsa.runner.report.figures import color, dash, drawing, new, svg
@@ -79,7 +80,7 @@ def curve_figure(found: Sequence[Curve], task: str, name: str) -> str:
         figure, (losses, scores) = new(4.4 + 0.09 * labels, rows=2)
         named: set[int] = set()
         for curve in found:
-            style = {"color": color(curve.number), "linestyle": dash(curve.number), "linewidth": 1.0}
+            style: dict[str, Any] = {"color": color(curve.number), "linestyle": dash(curve.number), "linewidth": 1.0}
             label = curve.label if curve.number not in named else None
             losses.plot(*_columns(curve.loss), label=label, **style)
             scores.plot(*_columns(curve.score), marker="o", markersize=3, **style)
