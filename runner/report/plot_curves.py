@@ -77,7 +77,7 @@ def curve_figure(found: Sequence[Curve], task: str, name: str) -> str:
     """Return training loss and selection score by epoch, a line per run, as SVG."""
     with drawing(name):
         labels = len({curve.number for curve in found})
-        figure, (losses, scores) = new(4.4 + 0.09 * labels, rows=2)
+        figure, (losses, scores) = new(4.2 + 0.09 * labels, rows=2)
         named: set[int] = set()
         for curve in found:
             style: dict[str, Any] = {"color": color(curve.number), "linestyle": dash(curve.number), "linewidth": 1.0}
@@ -85,6 +85,7 @@ def curve_figure(found: Sequence[Curve], task: str, name: str) -> str:
             losses.plot(*_columns(curve.loss), label=label, **style)
             scores.plot(*_columns(curve.score), marker="o", markersize=3, **style)
             named.add(curve.number)
+        losses.sharex(scores)
         losses.set_ylabel("training loss")
         scores.set_ylabel("chooses the checkpoint,\npoints")
         scores.set_xlabel("epoch")
