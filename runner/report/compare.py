@@ -184,7 +184,7 @@ def compared(run: Run) -> dict[str, Any]:
 
 
 def _is_default(run: Run, key: str) -> bool:
-    defaults = (run.settings[name] for name in _OF_THE_TASK.get(key, ()) if name in run.settings)
+    defaults = (value for name in _OF_THE_TASK.get(key, ()) if (value := run.settings.get(name)) is not None)
     return key in _OF_THE_TASK and run.settings.get(key) == next(defaults, None)
 
 

@@ -26,7 +26,7 @@ class Run:
 
     Attributes:
         path: its directory.
-        settings: its resolved config, flattened: dotted key to value; unset keys are left out.
+        settings: its resolved config, flattened: dotted key to value. A key that is not there is as one that is null.
         score: the primary metric on the validation set; None where it is undefined, as a correlation with constant
             predictions is.
         metric: what the primary metric is.
@@ -150,13 +150,13 @@ def _finite(value: Any) -> float | None:
 
 
 def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return a nested config as dotted keys; lists become text, and what is null is left out."""
+    """Return a nested config as dotted keys; lists become text."""
     found: dict[str, Any] = {}
     for key, value in tree.items():
         if isinstance(value, Mapping):
             found |= flat(value, f"{prefix}{key}.")
         elif isinstance(value, list):
             found[f"{prefix}{key}"] = json.dumps(value)
-        elif value is not None:
+        else:
             found[f"{prefix}{key}"] = value
     return found
