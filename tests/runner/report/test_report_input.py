@@ -37,6 +37,11 @@ def without_result(folder: Path) -> None:
     (folder / "status.json").write_text(json.dumps(status))
 
 
+def damaged_status(folder: Path) -> None:
+    (folder / "result.json").unlink()
+    (folder / "status.json").write_text("{")
+
+
 def not_ours(folder: Path) -> None:
     shutil.rmtree(folder)
     folder.mkdir()
@@ -161,7 +166,7 @@ def test_a_folder_without_a_finished_run_says_why(tmp_path):
     with pytest.raises(UserError, match="There is no finished run in"):
         lorsa_report(tmp_path / "runs")
     without_result(add(tmp_path / "runs", "lora", "cola", 0, 0.5))
-    with pytest.raises(UserError, match="There is no finished run in .* 1 folder, not finished, state failed"):
+    with pytest.raises(UserError, match=r"There is no finished run in .* 1 folder, not finished, state failed"):
         lorsa_report(tmp_path / "runs")
     with pytest.raises(UserError, match="gone"):
         lorsa_report("--runs-dir", tmp_path / "gone")
