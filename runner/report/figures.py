@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from html import escape
 from typing import TYPE_CHECKING, Any
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 # As wide as a phone, so that their text can be read there.
 WIDTH = 4.6
 SERIES = 8
+MOST_LETTERS = 36  # of a label
 MARKERS = "osD^vP*X"
 DASHES = ("-", "--", ":", "-.")
 _GRID = "#b0b0b0"
@@ -64,6 +65,25 @@ def new(height: float, rows: int = 1) -> tuple[Figure, list[Axes]]:
     figure = Figure(figsize=(WIDTH, height), layout="constrained")
     axes = figure.subplots(rows, 1, squeeze=False)
     return figure, list(axes[:, 0])
+
+
+def short(label: str) -> str:
+    """Return a label that leaves room for what it names; the tables have all of it."""
+    return label if len(label) <= MOST_LETTERS else f"{label[: MOST_LETTERS - 1]}…"
+
+
+def legend_height(labels: Sequence[str]) -> float:
+    """Return how many inches `add_legend` takes."""
+    return 0.19 * -(-len(labels) // _columns(labels)) + 0.1
+
+
+def add_legend(figure: Figure, labels: Sequence[str]) -> None:
+    """Put the legend below, in two columns where its labels are short."""
+    figure.legend(loc="outside lower center", ncols=_columns(labels))
+
+
+def _columns(labels: Sequence[str]) -> int:
+    return 1 if max(map(len, labels), default=0) > MOST_LETTERS // 2 else 2
 
 
 def svg(figure: Figure, name: str, title: str, description: str) -> str:

@@ -23,7 +23,9 @@ def section_notes(section: Section, baseline: str | None, models_with_baseline: 
 
 
 def _about_scores(section: Section) -> list[str]:
-    notes = [f"Rows: {_list(f'{task} {source}' for task, source in section.sources.items())}."]
+    notes = []
+    if len(set(section.sources.values())) > 1:
+        notes.append(f"Rows: {_list(f'{task} {source}' for task, source in section.sources.items())}.")
     metrics = {run.task: run.metric.replace(",", ", ") for run in section.runs}
     notes.append(
         "Scores are points, 100 times the metric on GLUE's validation set: "

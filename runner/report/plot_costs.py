@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lorsa.runner.report.figures import color, drawing, new, svg
+from lorsa.runner.report.figures import color, drawing, new, short, svg
 from lorsa.runner.report.tables import SectionTable
 from lorsa.runner.report.words import names, seconds, size
 
@@ -19,7 +19,7 @@ def cost_figure(table: SectionTable, name: str) -> str:
         )
         for axis, (title, values) in zip(axes, panels, strict=True):
             axis.barh(places, values, color=[color(place) for place in places], height=0.6)
-            axis.set_yticks(places, labels)
+            axis.set_yticks(places, list(map(short, labels)), fontsize=8)
             axis.set_ylim(len(labels) - 0.4, -0.6)
             axis.grid(axis="y", visible=False)
             axis.set_xlabel(title)

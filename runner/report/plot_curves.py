@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lorsa.runner.report.compare import Row
-from lorsa.runner.report.figures import color, dash, drawing, new, svg
+from lorsa.runner.report.figures import add_legend, color, dash, drawing, legend_height, new, short, svg
 from lorsa.runner.report.record import Run
 
 MOST_RUNS = 60  # in one figure; more are neither seen nor worth their bytes
@@ -76,12 +76,12 @@ def _thinned(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
 def curve_figure(found: Sequence[Curve], task: str, name: str) -> str:
     """Return training loss and selection score by epoch, a line per run, as SVG."""
     with drawing(name):
-        labels = len({curve.number for curve in found})
-        figure, (losses, scores) = new(4.2 + 0.09 * labels, rows=2)
+        labels = [short(label) for label in dict.fromkeys(curve.label for curve in found)]
+        figure, (losses, scores) = new(4.0 + legend_height(labels), rows=2)
         named: set[int] = set()
         for curve in found:
             style: dict[str, Any] = {"color": color(curve.number), "linestyle": dash(curve.number), "linewidth": 1.0}
-            label = curve.label if curve.number not in named else None
+            label = short(curve.label) if curve.number not in named else None
             losses.plot(*_columns(curve.loss), label=label, **style)
             scores.plot(*_columns(curve.score), marker="o", markersize=3, **style)
             named.add(curve.number)
@@ -89,7 +89,7 @@ def curve_figure(found: Sequence[Curve], task: str, name: str) -> str:
         losses.set_ylabel("training loss")
         scores.set_ylabel("chooses the checkpoint,\npoints")
         scores.set_xlabel("epoch")
-        figure.legend(loc="outside lower center", ncols=2)
+        add_legend(figure, labels)
         description = (
             f"A line per run, {len(found)} runs: training loss above, the score that chooses the checkpoint below."
         )

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from lorsa.runner.report.figures import color, drawing, marker, new, svg
+from lorsa.runner.report.figures import add_legend, color, drawing, legend_height, marker, new, short, svg
 from lorsa.runner.report.tables import Line, Score, SectionTable
 from lorsa.runner.report.words import names, points
 
@@ -71,12 +71,13 @@ def pareto_figure(table: SectionTable, name: str) -> str | None:
     if len(places) < 2:
         return None
     with drawing(name):
-        figure, (axis,) = new(3.6)
+        labels = [short(point.name) for point in places]
+        figure, (axis,) = new(3.2 + legend_height(labels))
         for point in places:
             deviation = point.score.summary.std if point.score.summary is not None else None
             axis.errorbar(
                 max(1.0, point.parameters), _mean(point), deviation or 0.0, marker=marker(point.number), markersize=6,
-                color=color(point.number), capsize=3, elinewidth=1, linestyle="", label=point.name,
+                color=color(point.number), capsize=3, elinewidth=1, linestyle="", label=short(point.name),
             )  # fmt: skip
         for model in table.section.models:
             on_front = [point for point in places if point.on_front and table.lines[point.number].row.model == model]
@@ -85,7 +86,7 @@ def pareto_figure(table: SectionTable, name: str) -> str | None:
         axis.set_xscale("log")
         axis.set_xlabel("trained parameters, head included")
         axis.set_ylabel(f"{what(table)}, points")
-        figure.legend(loc="outside lower center", ncols=2)
+        add_legend(figure, labels)
         best = ", ".join(point.name for point in places if point.on_front)
         description = (
             f"{len(places)} methods by trained parameters and {what(table)}, bars: ± standard deviation over seeds, "
@@ -101,10 +102,10 @@ def what(table: SectionTable) -> str:
 
 def task_figure(table: SectionTable, name: str) -> str:
     """Return every method's score on every task, with its deviation, as SVG."""
-    labels, tasks = names(table), table.section.tasks
+    labels, tasks = list(map(short, names(table))), table.section.tasks
     step = 1 / (len(labels) + 1)
     with drawing(name):
-        height = 1.2 + len(tasks) * (0.25 + 0.13 * len(labels)) + 0.09 * len(labels)
+        height = 1.0 + len(tasks) * (0.25 + 0.13 * len(labels)) + legend_height(labels)
         figure, (axis,) = new(min(height, 40.0))
         for number, (label, line) in enumerate(zip(labels, table.lines, strict=True)):
             found = [(place, score.summary) for place, task in enumerate(tasks) if (score := line.scores[task]).summary]
@@ -121,7 +122,7 @@ def task_figure(table: SectionTable, name: str) -> str:
         for place in range(1, len(tasks)):
             axis.axhline(place - 0.5, color="black", linewidth=0.4, alpha=0.4)
         axis.set_xlabel("score, points; bars: ± standard deviation over seeds")
-        figure.legend(loc="outside lower center", ncols=2)
+        add_legend(figure, labels)
         return svg(
             figure, name, "Scores by task", "By task: " + "; ".join(_best(table, labels, task) for task in tasks)
         )

@@ -26,6 +26,7 @@ from lorsa.runner.report.words import (
 from lorsa.runner.terminal import console
 
 FILE_WIDTH = 200
+LABEL_WIDTH, CELL_WIDTH = 8, 12
 _SIGNS = {BEST: "*", NEAR: "~"}
 _STYLES = {BEST: "bold green", NEAR: "green"}
 
@@ -54,12 +55,14 @@ def text(report: Report) -> str:
     return "".join(f"{line.rstrip()}\n" for line in file.getvalue().splitlines())
 
 
-def _table(title: str, heads: list[str]) -> Table:
+def _table(title: str, names: list[str], heads: list[str]) -> Table:
     # Narrow: a table of several tasks has to fit into 80 columns.
     table = Table(
         box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, title=title, title_justify="left", title_style="italic"
     )
-    table.add_column("method", overflow="fold", min_width=10)
+    words = [word for name in ("method", *names) for word in name.split()]
+    room = max(LABEL_WIDTH, console.width - CELL_WIDTH * len(heads))
+    table.add_column("method", overflow="fold", min_width=min(room, max(map(len, words))))
     for head in heads:
         table.add_column(head, justify="right", overflow="fold")
     return table
@@ -68,7 +71,8 @@ def _table(title: str, heads: list[str]) -> Table:
 def _scores(table: SectionTable) -> Table:
     tasks = table.section.tasks
     with_average = len(table.average_tasks) > 1
-    shown = _table("Scores", [*tasks, *([table.average_name] if with_average else [])])
+    average = table.average_name.replace("average", "avg.").replace(" of ", " of\n")  # no wider than what is below it
+    shown = _table("Scores", names(table), [*tasks, *([average] if with_average else [])])
     for name, line in zip(names(table), table.lines, strict=True):
         scores = [line.scores[task] for task in tasks] + ([line.average] if with_average else [])
         shown.add_row(Text(name), *map(_cell, scores))
@@ -87,7 +91,7 @@ def _cell(score: Score) -> Text:
 def _costs(table: SectionTable) -> Table:
     tasks = len(table.section.tasks)
     adapter, _, head, _, *rest = COST_HEADS
-    shown = _table("Cost, mean over tasks", [adapter, head, *rest, *(["tasks"] if tasks > 1 else [])])
+    shown = _table("Cost, mean over tasks", names(table), [adapter, head, *rest, *(["tasks"] if tasks > 1 else [])])
     for name, line in zip(names(table), table.lines, strict=True):
         count = [f"{line.cost.tasks} of {tasks}"] if tasks > 1 else []
         adapter, adapter_share, head, head_share, *rest = cost_cells(line.cost)
@@ -96,7 +100,7 @@ def _costs(table: SectionTable) -> Table:
 
 
 def _differences(table: SectionTable) -> Table:
-    shown = _table("Difference to the baseline", list(DIFFERENCE_HEADS))
+    shown = _table("Difference to the baseline", names(table), list(DIFFERENCE_HEADS))
     for name, line in zip(names(table), table.lines, strict=True):
         if line.is_baseline:
             shown.add_row(Text(f"{name} (baseline)"), *[""] * len(DIFFERENCE_HEADS))

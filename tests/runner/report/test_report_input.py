@@ -60,10 +60,7 @@ def not_ours(folder: Path) -> None:
         (lambda folder: change(folder, timings=[1]), ["value of a wrong type"]),
         (without_result, ["not finished, state failed"]),
         (not_ours, ["no run's folder"]),
-        (
-            lambda folder: ((folder / "result.json").unlink(), (folder / "status.json").write_text("{")),
-            ["damaged status"],
-        ),
+        (damaged_status, ["no result.json, and a damaged status.json"]),
     ],
 )
 def test_a_bad_folder_is_left_out_counted_and_explained(runs, damage, words):
