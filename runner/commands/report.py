@@ -26,7 +26,7 @@ def report(
     runs: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[RUNS]...", help="Run directories, folders of runs, sweeps, or latest; default: --runs-dir."
+            metavar="RUNS", help="Run directories, folders of runs, sweeps, or latest; default: --runs-dir."
         ),
     ] = None,
     baseline: Annotated[

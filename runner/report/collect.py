@@ -155,7 +155,7 @@ def _without_copies(runs: list[Run]) -> tuple[list[Run], list[LeftOut]]:
     copies = []
     for run in runs:
         if first.setdefault(run.signature, run) is not run:
-            copies.append(LeftOut(run.path, "a copy of another of these runs"))
+            copies.append(LeftOut(run.path, "the same run as another of these"))
     return list(first.values()), copies
 
 

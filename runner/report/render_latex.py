@@ -31,10 +31,10 @@ _SIGNS = {
 
 
 def latex_text(report: Report) -> str:
-    """Return the tables; scores are mean with the deviation and the number of seeds below it."""
+    """Return the tables, each a float of its own, and what else is to be said as comments."""
     parts = [
         r"% \usepackage{booktabs}",
-        rf"% Bold: best; underlined: within noise of it ({NOISE}). In brackets: seeds.",
+        rf"% Bold: best; underlined: within noise of it ({NOISE}).",
     ]
     for table in report.tables:
         title = heading(table)
@@ -48,25 +48,38 @@ def latex_text(report: Report) -> str:
 
 
 def _scores(table: SectionTable, title: str) -> list[str]:
+    """Return the scores, the deviations below the means: nine tasks and their average fit into a column of text."""
     with_average = len(table.average_tasks) > 1
-    heads = ["method", *table.section.tasks, *([table.average_name] if with_average else [])]
+    average = table.average_name.replace("average", "avg.")
+    heads = ["method", *table.section.tasks, *([average] if with_average else [])]
+    shown = [
+        [line.scores[task] for task in table.section.tasks] + ([line.average] if with_average else [])
+        for line in table.lines
+    ]
+    counts = {score.summary.count for scores in shown for score in scores if score.summary is not None}
+    same = len(counts) == 1
     rows = []
-    for name, line in zip(names(table), table.lines, strict=True):
-        scores = [line.scores[task] for task in table.section.tasks] + ([line.average] if with_average else [])
-        rows.append([_escaped(name), *map(_cell, scores)])
-    caption = (
-        f"{_escaped(title)}. Mean, standard deviation and number of seeds. Bold: best; underlined: within noise of it."
-    )
+    for name, scores in zip(names(table), shown, strict=True):
+        rows.append([_escaped(name), *map(_mean, scores)])
+        if not same or counts != {1}:
+            rows.append(["", *(_spread(score, not same) for score in scores)])
+    seeds = "in brackets: seeds" if not same else "one seed" if counts == {1} else f"{counts.pop()} seeds"
+    caption = rf"{_escaped(title)}. Mean $\pm$ standard deviation, {seeds}. Bold: best; underlined: within noise of it."
     return _float(caption, heads, rows)
 
 
-def _cell(score: Score) -> str:
+def _mean(score: Score) -> str:
     if score.summary is None:
         return "undef." if score.undefined else "--"
     mean = points(score.summary.mean)
-    mean = rf"\textbf{{{mean}}}" if score.mark == BEST else rf"\underline{{{mean}}}" if score.mark == NEAR else mean
-    deviation = "" if score.summary.std is None else rf"\pm {score.summary.std:.1f}\,"
-    return rf"{mean}$_{{{deviation}({score.summary.count})}}$"
+    return rf"\textbf{{{mean}}}" if score.mark == BEST else rf"\underline{{{mean}}}" if score.mark == NEAR else mean
+
+
+def _spread(score: Score, with_count: bool) -> str:
+    if score.summary is None:
+        return ""
+    deviation = "" if score.summary.std is None else rf"$\pm${score.summary.std:.1f}"
+    return rf"\scriptsize {deviation}{f' ({score.summary.count})' if with_count else ''}"
 
 
 def _costs(table: SectionTable, title: str) -> list[str]:

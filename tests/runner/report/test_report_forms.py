@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from report_runs import add, document, grid, lorsa_report, rows
 
+from lorsa.runner.report.compare import GLUE
 from lorsa.runner.report.render import FORMS
 
 
@@ -74,23 +75,37 @@ def test_markdown_tables_have_as_many_cells_in_every_line(runs):
     assert r"my\_method\|\<b\>" in text
 
 
-@pytest.mark.slow
-def test_the_latex_compiles_and_shows_the_numbers(runs, tmp_path):
+def compiled(folder: Path) -> str:
+    """What the compiler says of tables.tex, in a paper that loads booktabs."""
     compiler = shutil.which("pdflatex") or shutil.which("tectonic")
     if compiler is None:
         pytest.skip("neither pdflatex nor tectonic here")
-    lorsa_report(runs, "--format", "latex", "--baseline", "lora", "--out", tmp_path / "tables.tex")
     paper = r"\documentclass{article}\usepackage{booktabs}\begin{document}\input{tables}\end{document}"
-    (tmp_path / "paper.tex").write_text(paper)
+    (folder / "paper.tex").write_text(paper)
     options = ["-interaction=nonstopmode", "-halt-on-error"] if "pdflatex" in compiler else []
-    done = subprocess.run([compiler, *options, "paper.tex"], cwd=tmp_path, capture_output=True, text=True)
+    done = subprocess.run([compiler, *options, "paper.tex"], cwd=folder, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-2000:]
-    assert (tmp_path / "paper.pdf").read_bytes().startswith(b"%PDF")
-    assert "undefined" not in done.stdout.lower()
+    assert (folder / "paper.pdf").read_bytes().startswith(b"%PDF")
+    return done.stdout + done.stderr
+
+
+@pytest.mark.slow
+def test_all_of_glue_fits_between_the_margins(tmp_path):
+    grid(tmp_path / "runs", {"lora": 0.3, "lorsa": 0.35, "head": 0.2}, (*GLUE, "wnli"))
+    lorsa_report(tmp_path / "runs", "--format", "latex", "--baseline", "lora", "--out", tmp_path / "tables.tex")
+    assert "Overfull" not in compiled(tmp_path)
+
+
+@pytest.mark.slow
+def test_the_latex_compiles_and_shows_the_numbers(runs, tmp_path):
+    lorsa_report(runs, "--format", "latex", "--baseline", "lora", "--out", tmp_path / "tables.tex")
+    assert "undefined" not in compiled(tmp_path).lower()
 
 
 def test_latex_marks_the_best_and_escapes_names(runs):
     text = lorsa_report(runs, "--format", "latex")
     assert r"my\_method\textbar{}\textless{}b\textgreater{}\&\$\%\#\{\}\textasciicircum{}" in text
-    assert r"\textbf{70.0}$_{(1)}$" in text
+    assert r"\textbf{70.0} & --" in text
+    assert r"\scriptsize  (1) & " in text
+    assert r"\scriptsize $\pm$1.0 (3)" in text
     assert text.count(r"\toprule") == text.count(r"\bottomrule") == 2

@@ -108,7 +108,7 @@ def test_a_copied_run_counts_once(runs):
     shutil.copytree(folder, runs / "copy")
     found = document(runs)
     assert sum(len(row["signatures"]) for row in found["tables"][0]["rows"]) == 12
-    assert "1 folder, a copy of another of these runs" in found["left_out"][0]
+    assert "1 folder, the same run as another of these" in found["left_out"][0]
 
 
 @pytest.mark.parametrize(

@@ -140,6 +140,31 @@ def test_colours_follow_the_reader(page, file):
     assert "var(--series-0)" in drawn
 
 
+def luminance(color: str) -> float:
+    """The relative luminance of WCAG 2.2."""
+    parts = [int(color[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    red, green, blue = (part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts)
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+
+@pytest.mark.parametrize("scheme", [0, 1])
+def test_text_and_lines_contrast_with_what_is_behind_them(repository, scheme):
+    css = (repository / "runner" / "report" / "report.css").read_text()
+    colors = dict(
+        re.findall(r"--([\w-]+): (#[0-9a-f]{6})", re.findall(r":root \{(.*?)\}", css, flags=re.DOTALL)[scheme])
+    )
+
+    def contrast(first: str, second: str) -> float:
+        low, high = sorted((luminance(colors[first]), luminance(colors[second])))
+        return (high + 0.05) / (low + 0.05)
+
+    for text in ("ink", "soft", "link", "bad"):
+        for behind in ("paper", "tint"):
+            assert contrast(text, behind) >= 4.5, (text, behind)
+    assert min(contrast("ink", "best"), contrast("soft", "best")) >= 4.5
+    assert min(contrast(f"series-{number}", "paper") for number in range(8)) >= 3
+
+
 def test_the_page_says_the_same_as_the_tables(runs, page):
     texts = [element["text"] for element in page.all("td")]
     for table in document(runs, "--baseline", "lora")["tables"]:
