@@ -55,8 +55,8 @@ def _section(table: SectionTable, baseline: str | None, name: str) -> str:
     if (pareto := pareto_figure(table, f"{name}-pareto")) is not None:
         more = details("Numbers", front_table(table, f"{name}-pareto-table"))
         drawn.append(figure(pareto, f"Score ({what(table)}) against trained parameters, with the Pareto front", more))
-    drawn.append(figure(task_figure(table, f"{name}-tasks"), "Scores by task; the numbers are in the table of scores"))
     drawn.append(figure(cost_figure(table, f"{name}-cost"), "Time and memory; the numbers are in the table of cost"))
+    drawn.append(figure(task_figure(table, f"{name}-tasks"), "Scores by task; the numbers are in the table of scores"))
     parts.append(f'<h3>Figures</h3>\n<div class="figures">{"".join(drawn)}</div>')
     parts += [_curves(table, name), _components(table, name), "</section>"]
     return "\n".join(parts)

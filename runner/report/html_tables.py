@@ -48,7 +48,7 @@ def _score(score: Score) -> Cell:
     if score.mark:
         sign = f' <span aria-hidden="true">{_SIGNS[score.mark]}</span><span class="hidden">{_SAID[score.mark]}</span>'
     rest = " ".join(part for part in (spread(score.summary), f"({score.summary.count})") if part)
-    shown = f'{points(score.summary.mean)} <span class="spread">{escape(rest)}</span>{sign}'
+    shown = f'{points(score.summary.mean)}{sign} <span class="spread">{escape(rest)}</span>'
     return Cell(shown, score.summary.mean, score.mark)
 
 
