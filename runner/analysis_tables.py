@@ -17,6 +17,9 @@ from lorsa.runner.terminal import console, say
 LEGEND = """Index 0 is the largest singular value. Quarters: of the spectrum, largest values first. First k:
 chosen components that a principal selection would also have taken. R_out, R_in: largest angle of
 each rotation."""
+MODULE_HEADS = [
+    *("chosen", "indices", "median", "quarters\n%", "first\nk %", "|d|/s\nmedian", "\nmax", "R_out\n°", "R_in\n°"),
+]
 
 
 def show(analyses: list[Analysis], top: int) -> None:
@@ -52,14 +55,15 @@ def _table(text: list[str], numbers: list[str]) -> Table:
 def _modules_table(analysis: Analysis) -> Table:
     table = _table(
         ["layer", "module"],
-        ["chosen", "indices", "median", "quarters\n%", "first\nk %", "|d|/s\nmedian", "\nmax", "R_out\n°", "R_in\n°"],
+        MODULE_HEADS,
     )
     for module in analysis.modules:
-        table.add_row(_layer(module), module.type, *_module_cells(module))
+        table.add_row(layer(module), module.type, *module_cells(module))
     return table
 
 
-def _module_cells(module: Module) -> list[str]:
+def module_cells(module: Module) -> list[str]:
+    """Return the cells of a module under `MODULE_HEADS`."""
     moved = module.movement
     turned = [
         f"{angles.max().item():.1f}" if len(angles) else "-" for angles in (moved.rotation_out, moved.rotation_in)
@@ -90,7 +94,7 @@ def _top_table(analysis: Analysis, top: int) -> Table:
         module = modules[row["module"]]
         relative = "inf" if row["relative_d"] is None else _ratio(row["relative_d"])
         table.add_row(
-            _layer(module), module.type, str(row["index"]), f"{row['s']:.3g}", f"{row['d']:+.2g}", relative,
+            layer(module), module.type, str(row["index"]), f"{row['s']:.3g}", f"{row['d']:+.2g}", relative,
             f"{row['turn_out']:.1f}", f"{row['turn_in']:.1f}", f"{row['change']:.3g}",
         )  # fmt: skip
     return table
@@ -111,7 +115,8 @@ def _overlap_table(analyses: list[Analysis]) -> Table:
     return table
 
 
-def _layer(module: Module) -> str:
+def layer(module: Module) -> str:
+    """Return the number of a module's layer."""
     return "-" if module.layer is None else str(module.layer)
 
 

@@ -20,6 +20,7 @@ from lorsa.runner.commands.export import export
 from lorsa.runner.commands.logs import logs
 from lorsa.runner.commands.merge import merge
 from lorsa.runner.commands.prefetch import prefetch
+from lorsa.runner.commands.report import report
 from lorsa.runner.commands.retry import retry
 from lorsa.runner.commands.run import run
 from lorsa.runner.commands.status import status
@@ -50,6 +51,7 @@ app.command(epilog="Example: lorsa errors latest task=cola")(errors)
 app.command(epilog="Example: lorsa retry latest 'state=out of memory' --set resources.mem_gb=64")(retry)
 app.command(epilog="Example: lorsa cancel latest method=lora")(cancel)
 app.command(epilog="Example: lorsa run 1f0c5e8a --debug")(run)
+app.command(epilog="Example: lorsa report latest --baseline lora --html report.html")(report)
 app.command(epilog="Example: lorsa analyze runs/1f0c5e8a9b7d6342 --top 20")(analyze)
 app.command(epilog="Example: lorsa export runs/1f0c5e8a9b7d6342 --as lora my-lora")(export)
 app.command(epilog="Example: lorsa merge runs/1f0c5e8a9b7d6342 my-model")(merge)
