@@ -22,11 +22,12 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from lorsa.runner.errors import UserError
-from lorsa.runner.schema import JobConfig
 from lorsa.runner.stop import EXIT_STOPPED, StopRequested
 
 if TYPE_CHECKING:
     import torch
+
+    from lorsa.runner.schema import JobConfig
 
 T = TypeVar("T")
 
