@@ -50,12 +50,21 @@ def test_all_linear_leaves_out_the_head_and_counts_the_budget_without_it(cache: 
     assert 0.015 < result["adapter_params"] / result["total_params"] <= 0.03
 
 
-def test_a_method_without_bases_and_a_wrong_override_are_refused(cache: Path):
-    with pytest.raises(UserError, match=r"^method=lora needs no bases; LoRSA's methods do, such as method=lorsa\.$"):
-        prefetch(["method=lora"])
+def test_a_method_without_bases_needs_none_and_a_wrong_override_is_refused(
+    cache: Path, capsys: pytest.CaptureFixture[str]
+):
+    prefetch(["method=lora"])
+    assert "method=lora needs no bases" in capsys.readouterr().out
     with pytest.raises(UserError, match=r"there is no model named 'tiny_lama'.*tiny_llama"):
         prefetch(["model=tiny_lama"])
     assert not cache.exists()
+
+
+def test_a_sweep_is_prefetched_as_a_whole(cache: Path, capsys: pytest.CaptureFixture[str]):
+    prefetch(["method=lorsa,lora", "task=cola,sst2", "seed=0,1"])
+    printed = capsys.readouterr().out
+    assert printed.count("training rows") == 2
+    assert printed.count("bases in") == printed.count("needs no bases") == 1
 
 
 def test_a_cache_that_cannot_be_written_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -50,6 +50,11 @@ def test_a_disturbed_sweep_ends_like_a_quiet_one(cluster: Cluster, alone: None, 
     wait_for(lambda: trains(low), "the run on `low` trains", 120)
     cluster.submit("sleep 5", "--partition=high", cwd=tmp_path)
 
+    # The time limit: the run stands still until SLURM has told it to stop, half a minute before the end.
+    wait_for(lambda: trains(limited) or state(limited)["attempt"] > 1, "the limited run trains", 120)
+    held = int(state(limited)["pid"])
+    os.kill(held, signal.SIGSTOP)
+
     # The worker of one run is killed, and the task of another.
     wait_for(training, "a run trains", 120)
     killed = training()[0]
@@ -63,10 +68,14 @@ def test_a_disturbed_sweep_ends_like_a_quiet_one(cluster: Cluster, alone: None, 
 
     # A node vanishes under its runs, and comes back.
     on_n2 = {line.split("|")[0] for line in cluster.squeue(form="%i|%T|%N") if line.endswith("|RUNNING|n2")}
-    lost = [name for name in by_name.values() if str(state(name).get("job_id")) in on_n2]
-    assert lost
     cluster.node_down("n2")
+    # Not those that ended in the meantime.
+    lost = [name for name in by_name.values() if str(state(name).get("job_id")) in on_n2 and trains(name)]
     cluster.node_up("n2")
+
+    wait_for(lambda: told_to_stop(held), "SLURM tells the limited run to stop", 90)
+    if Path(f"/proc/{held}").exists():
+        os.kill(held, signal.SIGCONT)
 
     def all_over() -> bool:
         return not {run["state"] for run in sweeps.states().values()} & {"queued", "starting", "running", "requeued"}
@@ -84,6 +93,7 @@ def test_a_disturbed_sweep_ends_like_a_quiet_one(cluster: Cluster, alone: None, 
         assert scores(sweeps.runs_dir / name) == scores(tmp_path / "quiet" / name)
 
     # All of it happened.
+    assert lost
     for name in {low, limited, killed, orphaned, *lost}:
         assert ended[name]["attempt"] > 1, name
     assert "stopped by SIGUSR2" in sweeps.log(low)
@@ -98,6 +108,15 @@ def test_a_disturbed_sweep_ends_like_a_quiet_one(cluster: Cluster, alone: None, 
 
 def parent_of(pid: int) -> int:
     return int(Path(f"/proc/{pid}/status").read_text().split("PPid:")[1].split()[0])
+
+
+def told_to_stop(pid: int) -> bool:
+    """Whether a process has USR2 waiting, or is gone."""
+    try:
+        pending = Path(f"/proc/{pid}/status").read_text().split("ShdPnd:")[1].split()[0]
+    except FileNotFoundError:
+        return True
+    return bool(int(pending, 16) >> (signal.SIGUSR2 - 1) & 1)
 
 
 def scores(run: Path) -> list[str]:

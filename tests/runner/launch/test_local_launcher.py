@@ -137,6 +137,7 @@ def test_a_sweep_that_is_interrupted_leaves_no_process_behind(tmp_path):
         cwd=tmp_path,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a test run in the background ignores it
     )
     end = time.monotonic() + 120
     while not any(status["state"] == "running" for status in states(tmp_path)):

@@ -44,7 +44,11 @@ def job(tmp_path, monkeypatch):
         )
         slurm = {"SUBMITIT_EXECUTOR": "slurm", "SLURM_JOB_ID": "7", "SUBMITIT_FOLDER": str(tmp_path)}
         plain = {key: value for key, value in os.environ.items() if not key.startswith("SLURM_")}
-        process = subprocess.Popen([sys.executable, "-c", code], env=plain | slurm | environment)
+        process = subprocess.Popen(
+            [sys.executable, "-c", code],
+            env=plain | slurm | environment,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a test run in the background ignores it
+        )
         started.append(process)
         return process
 
