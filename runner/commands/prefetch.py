@@ -43,8 +43,13 @@ def prefetch(
 
     for cfg in _first(configs, lambda cfg: [cfg.data, cfg.task.name]):
         _fetch_data(cfg)
-    for cfg in _first(configs, lambda cfg: [cfg.model, cfg.method.config]):
+    for cfg in _first(configs, lambda cfg: [cfg.model, _without_seed(cfg.method.config)]):
         _fetch_model(cfg)
+
+
+def _without_seed(method: dict[str, Any]) -> dict[str, Any]:
+    """Return a method's settings; its seed chooses among the components of the same bases."""
+    return {key: value for key, value in method.items() if key != "seed"}
 
 
 def _first(configs: Sequence[JobConfig], key: Callable[[JobConfig], list[Any]]) -> list[JobConfig]:
@@ -52,8 +57,7 @@ def _first(configs: Sequence[JobConfig], key: Callable[[JobConfig], list[Any]]) 
     from omegaconf import OmegaConf
 
     def plain(cfg: JobConfig) -> str:
-        parts = [OmegaConf.to_container(part) if OmegaConf.is_config(part) else part for part in key(cfg)]
-        return json.dumps(parts, sort_keys=True)
+        return json.dumps(key(cfg), sort_keys=True, default=OmegaConf.to_container)
 
     found: dict[str, JobConfig] = {}
     for cfg in configs:

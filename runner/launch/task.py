@@ -25,6 +25,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from lorsa.runner.errors import UserError
+from lorsa.runner.launch.scheduler import command
 from lorsa.runner.rundir import JOB_ID, LAUNCHER, RunDirectory
 from lorsa.runner.stop import EXIT_STOPPED, SIGNALS
 
@@ -69,6 +71,7 @@ class Task:
                 failed = True
                 continue
             if code == EXIT_STOPPED or (code < 0 and not self._cancelled(name)):
+                _requeue_at_the_limit(environment)
                 _exit_to_go_on(code, environment[LAUNCHER])
             if code > 0 and "RANK" in environment:
                 self._mark(environment[JOB_ID]).touch()
@@ -210,6 +213,20 @@ def distributed_environment() -> dict[str, str]:
         if job.cluster == "local":
             environment["MASTER_ADDR"] = "127.0.0.1"  # a laptop's own name need not resolve
     return environment
+
+
+def _requeue_at_the_limit(environment: Mapping[str, str]) -> None:
+    """Have a job begin again whose time is up; its script, which does that otherwise, is ended with it.
+
+    That is so where the warning before the limit came while nobody listened, or was not sent.
+    """
+    if environment[LAUNCHER] != "slurm" or environment.get("RANK", "0") != "0":
+        return
+    job_id = environment[JOB_ID]
+    with suppress(UserError):
+        said = command(["scontrol", "show", "job", "--oneliner", job_id])
+        if "Reason=TimeLimit" in said or "JobState=TIMEOUT" in said:
+            command(["scontrol", "requeue", job_id])
 
 
 def _exit_to_go_on(code: int, launcher: str) -> None:
