@@ -58,6 +58,10 @@ class Cluster:
     def node_up(self, name: str) -> None:
         self._script("node-up", name)
 
+    def log(self, lines: int = 60) -> str:
+        """The end of the controller's log."""
+        return "\n".join((self.folder / "log" / "slurmctld.log").read_text().splitlines()[-lines:])
+
     def up(self, *options: str) -> None:
         # Other software may take a port between our look at it and SLURM's, so a failure gets another try.
         for attempt in range(3):

@@ -57,6 +57,9 @@ def _turn(request: pytest.FixtureRequest) -> Iterator[None]:
     clusters: list[Cluster] = [request.getfixturevalue(name) for name in names]
     with locked(clusters[0].folder.with_name("turn"), exclusive="alone" in request.fixturenames):
         yield
+        for one in clusters:
+            # For the report of a test that fails.
+            print(one.run("sinfo", "--Node", "--long"), one.run("squeue", "--states=all"), one.log(), sep="\n")
         # What a failed test leaves running would be in the next one's way.
         if "alone" in request.fixturenames:
             for one in clusters:

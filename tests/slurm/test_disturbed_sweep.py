@@ -5,6 +5,8 @@ import os
 import signal
 import subprocess
 import sys
+import threading
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -29,53 +31,42 @@ def test_a_disturbed_sweep_ends_like_a_quiet_one(cluster: Cluster, alone: None, 
     # One run on a partition that is preempted, one with a time limit that it cannot keep, then the sweep of all 24.
     said = sweeps.launch("method=lorsa", "seed=0", "resources.partition=low")
     assert "1 runs: 1 to do. Submitted 1 runs" in said
-    sweeps.launch("method=lorsa", "seed=1", "resources.minutes=1", "resources.signal_seconds=30", "resources.retries=9")
+    sweeps.launch("method=lorsa", "seed=1", "resources.minutes=2", "resources.signal_seconds=20", "resources.retries=9")
     said = sweeps.launch(*SWEEP)
     assert "24 runs: 22 to do" in said
     assert len(sweeps.states()) == 24
     by_name = {(run["method"], run["seed"]): name for name, run in sweeps.states().items()}
     low, limited = by_name["lorsa", 0], by_name["lorsa", 1]
-    cluster.run("scancel", filler)
 
-    def state(name: str) -> dict[str, object]:
-        return json.loads((sweeps.runs_dir / name / "status.json").read_text())
+    # Every CPU has a run that stands still in its training, whatever the machine's speed.
+    with Frozen(sweeps.runs_dir, count=8) as frozen:
+        cluster.run("scancel", filler)
+        wait_for(frozen.full, "eight runs train", 240)
+        assert {low, limited} <= set(frozen.pids)
+        place = dict(line.split() for line in cluster.squeue(form="%i %N") if " n" in line)
+        node = {name: place[frozen.jobs[name]] for name in frozen.pids}
 
-    def trains(name: str) -> bool:
-        return state(name).get("state") == "running" and state(name).get("step", 0) > 0
+        # Preemption: a job on `high` gets the CPU of the run on `low`.
+        cluster.submit("sleep 5", "--partition=high", cwd=tmp_path)
+        wait_for(lambda: frozen.told_to_stop(low), "SLURM tells the run on `low` to stop", 60)
+        frozen.thaw(low)
+        wait_for(lambda: "stopped by SIGUSR2" in sweeps.log(low), "the run on `low` saves", 60)
 
-    def training() -> list[str]:
-        return [name for name in by_name.values() if name not in (low, limited) and trains(name)]
+        # A node vanishes under its runs, and comes back; before, a worker is killed, a task, and the controller.
+        vanishing = "n1" if node[limited] == "n2" else "n2"
+        lost = [name for name in frozen.pids if node[name] == vanishing and name != low]
+        killed, orphaned = [lost.pop(), lost.pop()]
+        os.kill(frozen.pids[killed], signal.SIGKILL)
+        os.kill(parent_of(frozen.pids[orphaned]), signal.SIGKILL)
+        cluster.restart_controller()
+        cluster.node_down(vanishing)
+        cluster.node_up(vanishing)
 
-    # Preemption: every CPU is taken, so a job on `high` gets that of the run on `low`.
-    wait_for(lambda: trains(low), "the run on `low` trains", 120)
-    cluster.submit("sleep 5", "--partition=high", cwd=tmp_path)
-
-    # The time limit: the run stands still until SLURM has told it to stop, half a minute before the end.
-    wait_for(lambda: trains(limited) or state(limited)["attempt"] > 1, "the limited run trains", 120)
-    held = int(state(limited)["pid"])
-    os.kill(held, signal.SIGSTOP)
-
-    # The worker of one run is killed, and the task of another.
-    wait_for(training, "a run trains", 120)
-    killed = training()[0]
-    os.kill(int(state(killed)["pid"]), signal.SIGKILL)
-    wait_for(lambda: [name for name in training() if name != killed], "another run trains", 120)
-    orphaned = next(name for name in training() if name != killed)
-    worker = int(state(orphaned)["pid"])
-    os.kill(parent_of(worker), signal.SIGKILL)
-
-    cluster.restart_controller()
-
-    # A node vanishes under its runs, and comes back.
-    on_n2 = {line.split("|")[0] for line in cluster.squeue(form="%i|%T|%N") if line.endswith("|RUNNING|n2")}
-    cluster.node_down("n2")
-    # Not those that ended in the meantime.
-    lost = [name for name in by_name.values() if str(state(name).get("job_id")) in on_n2 and trains(name)]
-    cluster.node_up("n2")
-
-    wait_for(lambda: told_to_stop(held), "SLURM tells the limited run to stop", 90)
-    if Path(f"/proc/{held}").exists():
-        os.kill(held, signal.SIGCONT)
+        # The time limit. All others go on, and only then can this one be waited for.
+        for name in set(frozen.pids) - {limited}:
+            frozen.thaw(name)
+        wait_for(lambda: frozen.told_to_stop(limited), "SLURM tells the limited run to stop", 150)
+        frozen.thaw(limited)
 
     def all_over() -> bool:
         return not {run["state"] for run in sweeps.states().values()} & {"queued", "starting", "running", "requeued"}
@@ -106,17 +97,60 @@ def test_a_disturbed_sweep_ends_like_a_quiet_one(cluster: Cluster, alone: None, 
     assert not [line for line in cluster.squeue() if line in ("PENDING", "RUNNING")]
 
 
+class Frozen:
+    """Stops the first `count` runs of a folder, each when it has trained a little; in a thread, until the end.
+
+    Attributes:
+        pids: the processes of the stopped runs, by signature.
+        jobs: their jobs.
+    """
+
+    def __init__(self, runs_dir: Path, count: int):
+        self.pids: dict[str, int] = {}
+        self.jobs: dict[str, str] = {}
+        self._runs_dir, self._count = runs_dir, count
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._watch)
+
+    def __enter__(self) -> "Frozen":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._over.set()
+        self._thread.join()
+        for name in self.pids:
+            self.thaw(name)
+
+    def full(self) -> bool:
+        return len(self.pids) == self._count
+
+    def thaw(self, name: str) -> None:
+        with suppress(ProcessLookupError):
+            os.kill(self.pids[name], signal.SIGCONT)
+
+    def told_to_stop(self, name: str) -> bool:
+        """Whether a process has USR2 waiting, or is gone: SLURM may let it go on by itself."""
+        try:
+            pending = Path(f"/proc/{self.pids[name]}/status").read_text().split("ShdPnd:")[1].split()[0]
+        except FileNotFoundError:
+            return True
+        return bool(int(pending, 16) >> (signal.SIGUSR2 - 1) & 1)
+
+    def _watch(self) -> None:
+        while not self._over.wait(0.02) and not self.full():
+            for path in self._runs_dir.glob("*/status.json"):
+                status, name = json.loads(path.read_bytes()), path.parent.name
+                if name not in self.pids and status["state"] == "running" and status.get("step", 0) > 0:
+                    with suppress(ProcessLookupError):
+                        os.kill(status["pid"], signal.SIGSTOP)
+                        self.jobs[name], self.pids[name] = status["job_id"], status["pid"]
+                    if self.full():
+                        return
+
+
 def parent_of(pid: int) -> int:
     return int(Path(f"/proc/{pid}/status").read_text().split("PPid:")[1].split()[0])
-
-
-def told_to_stop(pid: int) -> bool:
-    """Whether a process has USR2 waiting, or is gone."""
-    try:
-        pending = Path(f"/proc/{pid}/status").read_text().split("ShdPnd:")[1].split()[0]
-    except FileNotFoundError:
-        return True
-    return bool(int(pending, 16) >> (signal.SIGUSR2 - 1) & 1)
 
 
 def scores(run: Path) -> list[str]:
