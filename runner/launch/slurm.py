@@ -16,6 +16,9 @@ from lorsa.runner.errors import UserError
 from lorsa.runner.launch.scheduler import command
 from lorsa.runner.launch.sweep import Sweep
 from lorsa.runner.launch.task import Task
+from lorsa.runner.terminal import say
+
+NOT_AVAILABLE = "Requested node configuration is not available"
 
 # What becomes of a job, by the exit code of its tasks (task.py). A task that failed for good says so in a file too,
 # since srun gives another code where it then ends the others. An element of an array needs its full name: one of them
@@ -57,13 +60,23 @@ def script(sweep: Sweep, settings: Mapping[str, Any], resources: Mapping[str, An
 def check_script(text: str) -> None:
     """Have SLURM look at a script without submitting it.
 
+    What would wait for nodes that are down is refused by `sbatch --test-only` like what no node could do; a submission
+    that is held, and cancelled at once, tells the two apart.
+
     Raises:
         UserError: it would refuse it: an unknown partition, more than any node has; in its words.
     """
     with tempfile.NamedTemporaryFile("w", suffix=".sh") as file:
         file.write(text)
         file.flush()
-        command(["sbatch", "--test-only", file.name])
+        try:
+            command(["sbatch", "--test-only", file.name])
+        except UserError as error:
+            if NOT_AVAILABLE not in str(error):
+                raise
+            held = command(["sbatch", "--hold", "--parsable", file.name]).split(";")[0].strip()
+            command(["scancel", held])
+            say("SLURM takes it, but cannot say when it starts: nodes that it needs may be down, drained or reserved.")
 
 
 def submit(sweep: Sweep, resources: Mapping[str, Any], jobs: Sequence[Sequence[str]]) -> list[str]:

@@ -10,6 +10,11 @@ import pytest
 from cluster import Cluster, join, leave, locked, why_not
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """These come first: they take turns, and at the end of a test run the other workers would have nothing to do."""
+    items.sort(key=lambda item: not {"cluster", "accounting_cluster"} & set(getattr(item, "fixturenames", ())))
+
+
 def _shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of this test run's own, the same one for all of its workers."""
     base = tmp_path_factory.getbasetemp()

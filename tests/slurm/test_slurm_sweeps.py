@@ -31,6 +31,14 @@ def test_slurm_says_no_in_its_own_words_and_nothing_is_left(sweeps: Sweeps):
     assert "there are none" in sweeps.lorsa("status", "latest", ok=False)
 
 
+def test_a_node_that_is_down_is_waited_for(sweeps: Sweeps, alone: None):
+    sweeps.cluster.node_down("n2")
+    said = sweeps.launch("engine=ddp", "resources.nodes=2")
+    sweeps.cluster.node_up("n2")
+    assert "nodes that it needs may be down" in said and "Submitted 1 runs" in said
+    assert [run["state"] for run in sweeps.states().values()] == ["queued"]
+
+
 @pytest.mark.slow
 def test_a_diverged_run_fails_once_and_the_others_of_its_job_go_on(sweeps: Sweeps):
     sweeps.launch("method=lora", "train.lr=1e-3,1e30", "hydra.launcher.runs_per_job=2", "train.max_steps=6")

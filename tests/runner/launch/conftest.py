@@ -13,6 +13,7 @@ import pytest
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.utils import create_config_search_path
 from hydra.types import RunMode
+from launch_settings import RESOURCES, SLURM
 from omegaconf import OmegaConf
 
 from lorsa.runner.compose import CONFIG_DIR
@@ -20,32 +21,6 @@ from lorsa.runner.launch.composer import SweepComposer
 from lorsa.runner.launch.sweep import Sweep, SweepRun
 from lorsa.runner.rundir import JOB_ID, LAUNCHER
 from lorsa.runner.schema import JobConfig, register_resolvers
-
-RESOURCES = {
-    "name": "cpu",
-    "nodes": 1,
-    "tasks_per_node": 1,
-    "gpus_per_node": 0,
-    "cpus_per_task": 2,
-    "mem_gb": None,
-    "minutes": 60,
-    "partition": None,
-    "account": None,
-    "qos": None,
-    "constraint": None,
-    "signal_seconds": 120,
-    "retries": 3,
-    "extra": {},
-}
-SLURM = {
-    "kind": "slurm",
-    "wait": False,
-    "runs_per_job": 1,
-    "parallel": 256,
-    "snapshot": False,
-    "offline": False,
-    "setup": [],
-}
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,7 @@ import sys
 import time
 
 import pytest
-from conftest import RESOURCES
+from launch_settings import RESOURCES
 
 from lorsa.runner.launch.local import LocalJobs
 from lorsa.runner.launch.scheduler import Scheduler

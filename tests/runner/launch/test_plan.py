@@ -5,7 +5,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from conftest import RESOURCES
+from launch_settings import RESOURCES
 
 from lorsa.runner.errors import UserError
 from lorsa.runner.launch.plan import check_one_node, check_settings, check_sharing, freeze_paths, group, make_plan

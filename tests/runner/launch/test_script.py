@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import RESOURCES, SLURM
+from launch_settings import RESOURCES, SLURM
 
 from lorsa.runner.launch.slurm import cancel, script
 from lorsa.runner.launch.sweep import Sweep

@@ -7,7 +7,7 @@ import sys
 from functools import partial
 
 import pytest
-from conftest import SLURM
+from launch_settings import SLURM
 
 from lorsa.runner.errors import UserError
 from lorsa.runner.launch import launch as module
@@ -81,15 +81,28 @@ def test_when_the_third_of_five_arrays_is_refused_the_same_command_submits_the_r
 def test_a_script_that_slurm_would_refuse_ends_it_before_the_first_is_submitted(slurm, start, tmp_path):
     slurm.command(
         "sbatch",
-        'if [ "$1" = --test-only ] && [[ "$(< "$2")" = *--time=14* ]]; then\n'
+        'if [[ "$(< "${@: -1}")" = *--time=14* ]]; then\n'
         "echo 'allocation failure: Requested node configuration is not available' >&2; exit 1; fi\n"
         "echo Submitted batch job 1",
     )
     with pytest.raises(UserError, match="SLURM refused: allocation failure: Requested node configuration"):
         start("s", *FIVE)
-    assert all(call.startswith("--test-only") for call in slurm.calls("sbatch"))
+    assert all(call.startswith(("--test-only", "--hold")) for call in slurm.calls("sbatch"))
     assert [path.name for path in (tmp_path / "runs").iterdir() if path.is_dir()] == ["sweeps"]
     assert not list((tmp_path / "runs" / "sweeps").iterdir())
+
+
+def test_what_waits_for_nodes_that_are_down_is_submitted(slurm, start, capsys):
+    slurm.command(
+        "sbatch",
+        'if [ "$1" = --test-only ]; then\n'
+        "echo 'allocation failure: Requested node configuration is not available' >&2; exit 1; fi\n"
+        '[ "$1" = --hold ] && echo "7;cluster" || echo Submitted batch job 8',
+    )
+    start("s", ["seed=1"])
+    assert "nodes that it needs may be down" in " ".join(capsys.readouterr().out.split())
+    assert slurm.calls("scancel") == ["7"]
+    assert len(slurm.calls("sbatch")) == 3
 
 
 def test_without_slurm_nothing_is_left(no_slurm, start, tmp_path):
