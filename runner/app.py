@@ -15,6 +15,7 @@ from rich.console import Console
 
 from lorsa.runner.commands.analyze import analyze
 from lorsa.runner.commands.cancel import cancel
+from lorsa.runner.commands.dashboard import dashboard
 from lorsa.runner.commands.errors import errors
 from lorsa.runner.commands.export import export
 from lorsa.runner.commands.logs import logs
@@ -25,6 +26,7 @@ from lorsa.runner.commands.retry import retry
 from lorsa.runner.commands.run import run
 from lorsa.runner.commands.status import status
 from lorsa.runner.commands.submit_glue import submit_glue
+from lorsa.runner.commands.sync import sync
 from lorsa.runner.errors import UserError
 
 EXIT_BAD_INPUT = 2
@@ -56,6 +58,8 @@ app.command(epilog="Example: lorsa analyze runs/1f0c5e8a9b7d6342 --top 20")(anal
 app.command(epilog="Example: lorsa export runs/1f0c5e8a9b7d6342 --as lora my-lora")(export)
 app.command(epilog="Example: lorsa merge runs/1f0c5e8a9b7d6342 my-model")(merge)
 app.command(name="submit-glue", epilog="Example: lorsa submit-glue runs/* --best glue.zip")(submit_glue)
+app.command(epilog="Example: lorsa sync latest --project lorsa")(sync)
+app.command(epilog="Example: lorsa dashboard --project lorsa")(dashboard)
 app.command(epilog="Example: lorsa prefetch model=minilm method=lorsa")(prefetch)
 
 

@@ -42,3 +42,12 @@ def completions(line: str, groups: Mapping[str, Sequence[str]]) -> list[str] | N
         return None
     taken = done.split(",")
     return [f"{key}={done},{name}" for name in groups[key] if name.startswith(begun) and name not in taken]
+
+
+def complete_runs(incomplete: str) -> list[str]:
+    """Return the runs and sweeps of the folder `runs` whose names begin so, for `lorsa`'s commands."""
+    from pathlib import Path
+
+    folder = Path("runs")
+    names = ["latest", *sorted(path.name for pattern in ("*", "sweeps/*") for path in folder.glob(pattern))]
+    return [name for name in names if name.startswith(incomplete) and name != "sweeps"]

@@ -29,6 +29,7 @@ from lorsa.runner.rundir import RunDirectory
 from lorsa.runner.schema import JobConfig
 from lorsa.runner.signature import model_folder, signature
 from lorsa.runner.terminal import say, show_result
+from lorsa.runner.trackers.tracking import tracked
 from lorsa.runner.validate import check
 
 if TYPE_CHECKING:
@@ -130,11 +131,12 @@ def _train_and_record(cfg: JobConfig, directory: RunDirectory) -> dict[str, Any]
         trainer = make_trainer(cfg, base, model, rows, directory)
         directory.start(restart=cfg.force)
         directory.write("config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
-        with clock.part("train"):
-            resumed_from = trainer.fit()
-        with clock.part("evaluate"):
-            scores = evaluate(cfg, trainer, rows, directory)
-        return record(cfg, directory, trainer, method, data, rows, report, scores, device, clock, resumed_from)
+        with tracked(cfg, directory):
+            with clock.part("train"):
+                resumed_from = trainer.fit()
+            with clock.part("evaluate"):
+                scores = evaluate(cfg, trainer, rows, directory)
+            return record(cfg, directory, trainer, method, data, rows, report, scores, device, clock, resumed_from)
     except (MethodError, KernelError) as error:
         raise UserError(f"method={cfg.method.name}: {error}") from error
 

@@ -129,6 +129,13 @@ class TrackerConfig:
     """Where metrics go besides metrics.jsonl."""
 
     name: str = MISSING
+    project: str = "lorsa"
+    entity: str | None = None
+    group: str | None = None
+    tags: list[str] = field(default_factory=list)
+    mode: str = "auto"
+    artifacts: bool = True
+    finish_seconds: float = 30.0
 
 
 @dataclass

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import fields, is_dataclass
+from importlib.util import find_spec
 from typing import Any, cast
 
 from omegaconf import DictConfig, OmegaConf
 
 from lorsa.runner.distributed import check_environment
 from lorsa.runner.errors import UserError, nearest
+from lorsa.runner.rundir import JOB_ID
 from lorsa.runner.schema import JobConfig
 from lorsa.runner.signature import EMBEDDED, model_folder
 from lorsa.runner.zero import check_method, is_zero
@@ -20,6 +23,7 @@ DEVICES = ("auto", "cpu", "cuda")
 PRECISIONS = ("fp32", "bf16", "fp16")
 SOURCES = ("demo", "glue", "local")
 ENGINES = ("single", "ddp", "zero1", "zero2", "zero3", "zero2_offload", "zero3_offload")
+TRACKERS = ("none", "wandb", "tensorboard")
 
 # Only these may be instantiated from a config.
 ALLOWED_TARGETS = ("lorsa.methods.", "peft.")
@@ -49,6 +53,9 @@ _RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "optim.betas": (lambda x: len(x) == 2 and all(0 <= beta < 1 for beta in x), "two numbers from 0 to below 1"),
     "task.columns": (lambda x: 1 <= len(x) <= 2, "one or two columns"),
     "engine.threads": (lambda x: x is None or x > 0, "above 0, or null"),
+    "tracker.finish_seconds": (lambda x: x >= 0, "0 or more"),
+    "tracker.tags": (lambda x: all(1 <= len(tag) <= 64 for tag in x), "a list of words of 1 to 64 characters"),
+    "tracker.project": (lambda x: 1 <= len(x) <= 128 and not set(x) & set("/\\#?%:"), "a name without / \\ # ? % :"),
     "resources.nodes": (lambda x: x > 0, "above 0"),
     "resources.tasks_per_node": (lambda x: x > 0, "above 0"),
     "resources.gpus_per_node": (lambda x: x >= 0, "0 or more"),
@@ -67,7 +74,8 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "engine.precision": PRECISIONS,
     "data.name": SOURCES,
     "engine.name": ENGINES,
-    "tracker.name": ("none",),
+    "tracker.name": TRACKERS,
+    "tracker.mode": ("auto", "online", "offline"),
 }
 
 
@@ -140,8 +148,16 @@ def _check_combinations(cfg: JobConfig) -> None:
             "zero1, zero2 or zero3."
         )
     check_method(cfg)
+    _check_tracker(cfg)
     if cfg.protocol == "best_epoch" and not cfg.task.eval_splits:
         raise UserError(
             f"protocol=best_epoch chooses the epoch on the validation set, and task={cfg.task.name} has none; use "
             "protocol=split."
         )
+
+
+def _check_tracker(cfg: JobConfig) -> None:
+    """Refuse a tracker that is not installed; not in a job, where a tracker never ends a run."""
+    name = cfg.tracker.name
+    if name != "none" and JOB_ID not in os.environ and find_spec(name) is None:
+        raise UserError(f"tracker={name}: {name} is not installed: pip install 'lorsa[{name}]'.")

@@ -60,7 +60,7 @@ def refused(tmp_path, monkeypatch, capsys):
         ("optim.schedule=linearr", ["linearr"]),
         ("optim.betas=[2,3]", ["optim.betas", "two numbers"]),
         ("engine.name=zero3", ["engine.name=zero3", "engine=zero3"]),
-        ("tracker.name=wandb", ["tracker.name=wandb", "none"]),
+        ("tracker.name=mlflow", ["tracker.name=mlflow", "none, tensorboard, wandb"]),
         ("task.columns=[]", ["task.columns", "one or two"]),
         ("method.config.target_modules='[a'", ["no regular expression"]),
         ("protocol=best", ["protocol=best", "did you mean 'best_epoch'"]),

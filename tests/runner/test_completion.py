@@ -27,6 +27,7 @@ def query(line: str, folder: Path, shell: str = "bash") -> list[str]:
     ("line", "expected"),
     [
         ("lorsa-run task=c", {"task=cola"}),
+        ("lorsa-run tracker=", {"tracker=none", "tracker=tensorboard", "tracker=wandb"}),
         ("lorsa-run method=lora protocol=best_epoch mod", {"model=", "model."}),
         ("lorsa-run method=lora method.config.lora_", {"method.config.lora_alpha=", "method.config.lora_dropout="}),
         ("lorsa-run -m seed=0,1 hydra/launcher=", {"hydra/launcher=slurm", "hydra/launcher=local"}),
@@ -113,7 +114,11 @@ def test_lorsa_completes_commands_and_options(tmp_path):
         )
         return set(done.stdout.split())
 
-    assert answers("lorsa s") == {"status", "submit-glue"}
+    assert answers("lorsa s") == {"status", "submit-glue", "sync"}
+    (tmp_path / "runs" / "1f0c5e8a9b7d6342").mkdir(parents=True)
+    (tmp_path / "runs" / "sweeps" / "2026-01-01_00-00-00").mkdir(parents=True)
+    assert answers("lorsa sync ") == {"latest", "1f0c5e8a9b7d6342", "2026-01-01_00-00-00"}
+    assert answers("lorsa sync 1") == {"1f0c5e8a9b7d6342"}
     assert {"--best", "--fill", "--force"} <= answers("lorsa submit-glue --")
     assert answers("lorsa submit-glue --fill ") == {"most-frequent"}
 
