@@ -12,7 +12,7 @@ from lorsa.runner.commands.finished import read_result
 from lorsa.runner.errors import UserError
 
 if TYPE_CHECKING:
-    from lorsa.methods.lorsa.movement import Movement
+    from lorsa.runner.movement import Movement
 
 
 @dataclass(frozen=True)
@@ -88,15 +88,14 @@ def read_run(folder: Path) -> Analysis:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    from lorsa.methods import MethodError
-    from lorsa.methods.lorsa.movement import adapter_movement
+    from lorsa.runner.movement import adapter_movement
 
     try:
         config = json.loads((directory.adapter / "adapter_config.json").read_text(encoding="utf-8"))
         space, rotate = config["space"], config["rotate"]
         tensors = load_file(directory.adapter / "adapter_model.safetensors")
         movements = adapter_movement(tensors, components, space)
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError, MethodError) as error:
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         reason = f"no field {error}" if isinstance(error, KeyError) else " ".join(str(error).split()).rstrip(".")
         raise UserError(f"The adapter of the run {folder} is damaged: {reason}.") from error
     return Analysis(

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from lorsa.runner.analysis import Analysis
 
 if TYPE_CHECKING:
-    from lorsa.methods.lorsa.movement import Movement
+    from lorsa.runner.movement import Movement
 
 TINY = 1e-30  # against 0 / 0
 

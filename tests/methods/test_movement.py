@@ -10,8 +10,7 @@ from peft import get_peft_model_state_dict
 from tiny_models import ARCHITECTURES, FORMS, adapt, build, dense_rotation, layers, perturb
 from torch import Tensor
 
-from lorsa.methods import MethodError
-from lorsa.methods.lorsa.movement import Movement, adapter_movement, rotation_angles, vector_turns
+from lorsa.runner.movement import Movement, adapter_movement, rotation_angles, vector_turns
 
 
 def pair(n: int, r: int, scale: float = 1.0) -> tuple[Tensor, Tensor]:
@@ -158,7 +157,7 @@ NAME = "model.layers.1.self_attn.q_proj"
 def test_a_damaged_adapter_is_named(saved, change, words):
     tensors, components = saved
     change(tensors, lambda part: f"base_model.model.{NAME}.lorsa_{part}")
-    with pytest.raises(MethodError) as error:
+    with pytest.raises(ValueError) as error:
         adapter_movement(tensors, components, "ambient")
     for word in words:
         assert word in str(error.value)
@@ -171,7 +170,7 @@ def test_components_that_do_not_fit_the_adapter_are_named(saved, indices, words)
         del components[NAME]
     else:
         components[NAME] = indices
-    with pytest.raises(MethodError, match=words) as error:
+    with pytest.raises(ValueError, match=words) as error:
         adapter_movement(tensors, components, "ambient")
     assert NAME in str(error.value)
 

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from lorsa.kernels import rotation_difference, thin_rotation_difference
-from lorsa.methods.errors import MethodError
 
 PARTS = ("d", "P_out", "Q_out", "P_in", "Q_in", "U", "s", "V")
 _PREFIX = "base_model.model."  # PEFT's, before the module's name in the base model
@@ -114,19 +113,19 @@ def adapter_movement(
         {module name: movement}, in the order of `tensors`.
 
     Raises:
-        MethodError: there is no LoRSA adapter in `tensors`, or parts of it are missing, misshapen or not finite.
+        ValueError: there is no LoRSA adapter in `tensors`, or parts of it are missing, misshapen or not finite.
     """
     names = dict.fromkeys(name.rpartition(".lorsa_")[0] for name in tensors if ".lorsa_" in name)
     if not names:
-        raise MethodError("LoRSA: no tensor of the adapter is named lorsa_*.")
+        raise ValueError("LoRSA: no tensor of the adapter is named lorsa_*.")
     movements = {}
     for name in names:
         module = name.removeprefix(_PREFIX)
         missing = [f"lorsa_{part}" for part in PARTS if f"{name}.lorsa_{part}" not in tensors]
         if missing:
-            raise MethodError(f"LoRSA: {', '.join(missing)} of {module} is missing.")
+            raise ValueError(f"LoRSA: {', '.join(missing)} of {module} is missing.")
         if module not in components:
-            raise MethodError(f"LoRSA: no selected components are recorded for {module}.")
+            raise ValueError(f"LoRSA: no selected components are recorded for {module}.")
         parts = {part: tensors[f"{name}.lorsa_{part}"] for part in PARTS}
         movements[module] = _movement(parts, list(components[module]), space, module)
     return movements
@@ -140,11 +139,11 @@ def _movement(parts: Mapping[str, Tensor], indices: list[int], space: str, modul
     shapes |= {"P_out": (rows, r), "Q_out": (rows, r), "P_in": (columns, r), "Q_in": (columns, r)}
     for part, shape in shapes.items():
         if parts[part].shape != shape:
-            raise MethodError(f"LoRSA: lorsa_{part} of {module} is {tuple(parts[part].shape)} and should be {shape}.")
+            raise ValueError(f"LoRSA: lorsa_{part} of {module} is {tuple(parts[part].shape)} and should be {shape}.")
         if not torch.isfinite(parts[part]).all():
-            raise MethodError(f"LoRSA: lorsa_{part} of {module} has NaN or infinite entries.")
+            raise ValueError(f"LoRSA: lorsa_{part} of {module} has NaN or infinite entries.")
     if indices and not 0 <= min(indices) <= max(indices) < min(m, n):
-        raise MethodError(f"LoRSA: {module} is {m} x {n} and cannot have the components that are recorded for it.")
+        raise ValueError(f"LoRSA: {module} is {m} x {n} and cannot have the components that are recorded for it.")
     P_out, Q_out, P_in, Q_in = (parts[part] for part in ("P_out", "Q_out", "P_in", "Q_in"))
     vectors = (None, None) if space == "subspace" else (U, V)
     return Movement(
