@@ -1,9 +1,10 @@
 """Runs beside which a companion shows them to wandb: offline, online, and where the server does not play along."""
 
 import json
-import os
 import shutil
 import socket
+import subprocess
+import sys
 import time
 
 import pytest
@@ -144,6 +145,7 @@ def test_wandb_sync_itself_makes_the_same_curve_of_the_offline_run(make_run, com
     companion(run).end("done")
     assert read_state(run).reason == "as asked for"
     monkeypatch.delenv("WANDB_MODE")
-    assert os.system(f"cd {run} && wandb sync {offline_file(run).parent} > sync.log 2>&1") == 0
+    command = [sys.executable, "-m", "wandb", "sync", str(offline_file(run).parent)]
+    subprocess.run(command, cwd=run, check=True, capture_output=True)
     shown = [{k: v for k, v in row.items() if k[0] != "_"} for row in server.runs[run.name].history]
     assert shown == [row.values for row in read_rows(run / "metrics.jsonl")]
