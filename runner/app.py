@@ -17,6 +17,7 @@ from lorsa.runner.commands.analyze import analyze
 from lorsa.runner.commands.cancel import cancel
 from lorsa.runner.commands.dashboard import dashboard
 from lorsa.runner.commands.errors import errors
+from lorsa.runner.commands.estimate import estimate
 from lorsa.runner.commands.export import export
 from lorsa.runner.commands.logs import logs
 from lorsa.runner.commands.merge import merge
@@ -58,6 +59,7 @@ app.command(epilog="Example: lorsa analyze runs/1f0c5e8a9b7d6342 --top 20")(anal
 app.command(epilog="Example: lorsa export runs/1f0c5e8a9b7d6342 --as lora my-lora")(export)
 app.command(epilog="Example: lorsa merge runs/1f0c5e8a9b7d6342 my-model")(merge)
 app.command(name="submit-glue", epilog="Example: lorsa submit-glue runs/* --best glue.zip")(submit_glue)
+app.command(epilog="Example: lorsa estimate model=llama2_13b engine=zero3 resources=gpu8 --card a100-80gb")(estimate)
 app.command(epilog="Example: lorsa sync latest --project lorsa")(sync)
 app.command(epilog="Example: lorsa dashboard --project lorsa")(dashboard)
 app.command(epilog="Example: lorsa prefetch model=minilm method=lorsa")(prefetch)

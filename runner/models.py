@@ -11,7 +11,7 @@ from torch import nn
 
 from lorsa.runner.distributed import world_size
 from lorsa.runner.errors import UserError
-from lorsa.runner.schema import JobConfig, ModelConfig
+from lorsa.runner.schema import JobConfig, ModelConfig, TaskConfig
 from lorsa.runner.signature import model_folder
 from lorsa.runner.zero import announced, is_zero3, make_whole
 
@@ -43,7 +43,7 @@ def load_tokenizer(cfg: JobConfig) -> PreTrainedTokenizerBase:
     """
     from transformers import AutoTokenizer
 
-    source, options = _source(cfg.model)
+    source, options = source_of(cfg.model)
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, **options)
     except Exception as error:
@@ -61,16 +61,7 @@ def load_model(cfg: JobConfig, tokenizer: PreTrainedTokenizerBase) -> BaseModel:
     """
     from transformers import AutoModelForSequenceClassification, set_seed
 
-    source, options = _source(cfg.model)
-    labels = list(cfg.task.labels)
-    kind: dict[str, Any] = {"num_labels": 1, "problem_type": "regression"}
-    if labels:
-        kind = {
-            "num_labels": len(labels),
-            "problem_type": "single_label_classification",
-            "id2label": dict(enumerate(labels)),
-            "label2id": {label: index for index, label in enumerate(labels)},
-        }
+    source, options = source_of(cfg.model)
     # Weights that the checkpoint lacks are drawn during loading: the head depends on the seed and on nothing else.
     set_seed(cfg.seed)
     try:
@@ -82,7 +73,7 @@ def load_model(cfg: JobConfig, tokenizer: PreTrainedTokenizerBase) -> BaseModel:
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,  # the head of a model fine-tuned for another number of labels
                 **options,
-                **kind,
+                **label_options(cfg.task),
             )
     except Exception as error:
         raise _load_error(cfg.model, "model", error) from error
@@ -99,17 +90,35 @@ def load_model(cfg: JobConfig, tokenizer: PreTrainedTokenizerBase) -> BaseModel:
             f"model knows only {model.config.vocab_size} tokens; name another with model.pad_token=…"
         )
     model.eval()
-    head = _head(model, fresh, cfg.model)
+    head = head_modules(model, fresh, cfg.model)
     if is_zero3(cfg.engine):
         make_whole(model, head)
         set_seed(cfg.seed)
         _draw_again(model, head, fresh)
     for name in head:
-        _keep_in_float32(model.get_submodule(name))
+        keep_in_float32(model.get_submodule(name))
     return BaseModel(model, tokenizer, head)
 
 
-def _source(model: ModelConfig) -> tuple[str, dict[str, Any]]:
+def label_options(task: TaskConfig) -> dict[str, Any]:
+    """Return what a transformers config says about a task's labels."""
+    labels = list(task.labels)
+    if not labels:
+        return {"num_labels": 1, "problem_type": "regression"}
+    return {
+        "num_labels": len(labels),
+        "problem_type": "single_label_classification",
+        "id2label": dict(enumerate(labels)),
+        "label2id": {label: index for index, label in enumerate(labels)},
+    }
+
+
+def source_of(model: ModelConfig) -> tuple[str, dict[str, Any]]:
+    """Return the folder or hub id of a model, and the options by which transformers loads it.
+
+    Raises:
+        UserError: the folder lacks the GGUF file.
+    """
     folder = model_folder(model.path)
     options: dict[str, Any] = {}
     if model.revision is not None and folder is None:
@@ -148,8 +157,17 @@ def _choose_pad_token(tokenizer: PreTrainedTokenizerBase, model: ModelConfig) ->
     )
 
 
-def _head(model: PreTrainedModel, fresh: set[str], config: ModelConfig) -> list[str]:
-    """Return the modules on top of the backbone, and its pooler where that starts at random too."""
+def head_modules(model: PreTrainedModel, fresh: set[str], config: ModelConfig) -> list[str]:
+    """Return the modules on top of the backbone, and its pooler where that starts at random too.
+
+    Args:
+        model: with its head.
+        fresh: names of the parameters that its checkpoint lacks.
+        config: says in an error which model it is.
+
+    Raises:
+        UserError: the checkpoint lacks more than that.
+    """
     backbone = model.base_model_prefix
     head = [
         name for name, child in model.named_children() if name != backbone and any(True for _ in child.parameters())
@@ -174,7 +192,7 @@ def _draw_again(model: PreTrainedModel, head: list[str], fresh: set[str]) -> Non
                 model._init_weights(module)
 
 
-def _keep_in_float32(module: nn.Module) -> None:
+def keep_in_float32(module: nn.Module) -> None:
     """Train a head in float32 on a backbone of half precision, where small updates of it would round to nothing."""
     if any(parameter.dtype != torch.float32 for parameter in module.parameters()):
         module.float().register_forward_pre_hook(_inputs_to_float32)

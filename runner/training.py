@@ -37,7 +37,7 @@ from lorsa.runner.errors import DivergedError, UserError
 from lorsa.runner.rundir import RunDirectory, flush_to_disk, writing
 from lorsa.runner.schema import JobConfig
 from lorsa.runner.stop import deferred
-from lorsa.runner.zero import deepspeed_config, is_zero, is_zero3
+from lorsa.runner.zero import deepspeed_config, finish_fetching, is_zero, is_zero3
 
 WEIGHTS_FILE = "trainable.safetensors"
 METHOD_STATE_FILE = "method_state.pt"
@@ -160,6 +160,8 @@ class GlueTrainer(Trainer):
         # Without the labels: a test set has none that a loss could be made of.
         loader = self.get_test_dataloader(rows.dataset.remove_columns("labels"))
         output = self.evaluation_loop(loader, description="evaluate", prediction_loss_only=False)
+        if is_zero3(self.cfg.engine):
+            finish_fetching(self.deepspeed)
         logits = np.asarray(output.predictions, dtype=np.float32)
         if not np.isfinite(logits).all():
             raise DivergedError(

@@ -228,3 +228,14 @@ def prepare_model(model: nn.Module, engine: EngineConfig) -> None:
                 read += child.parameters()
         for parameter in read:
             deepspeed.zero.register_external_parameter(layer, parameter)
+
+
+def finish_fetching(engine: Any) -> None:
+    """Let go what ZeRO-3 fetched ahead in a forward pass that no backward pass follows.
+
+    DeepSpeed does so when the next pass begins. Until then it stops at a gathering of weights that are on their way.
+
+    Args:
+        engine: DeepSpeed's.
+    """
+    engine.optimizer.parameter_offload.get_param_coordinator().reset_step()

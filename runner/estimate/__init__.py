@@ -1,0 +1,1 @@
+"""What a run or a sweep will take, before anything runs: parameters, memory, time, disk."""
