@@ -33,10 +33,13 @@ def test_slurm_says_no_in_its_own_words_and_nothing_is_left(sweeps: Sweeps):
 
 def test_a_node_that_is_down_is_waited_for(sweeps: Sweeps, alone: None):
     sweeps.cluster.node_down("n2")
-    said = sweeps.launch("engine=ddp", "resources.nodes=2")
-    sweeps.cluster.node_up("n2")
-    assert "nodes that it needs may be down" in said and "Submitted 1 runs" in said
-    assert [run["state"] for run in sweeps.states().values()] == ["queued"]
+    try:
+        said = sweeps.launch("engine=ddp", "resources.nodes=2")
+        assert "nodes that it needs may be down" in said and "Submitted 1 runs" in said
+        assert [run["state"] for run in sweeps.states().values()] == ["queued"]
+    finally:
+        sweeps.cluster.node_up("n2")
+    wait_for(lambda: [run["state"] for run in sweeps.states().values()] != ["queued"], "it begins", 60)
 
 
 @pytest.mark.slow
