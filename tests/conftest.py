@@ -31,12 +31,6 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 Result = dict[str, Any]
 
 
-def pytest_xdist_auto_num_workers() -> int:
-    """What `-n auto` means here: more workers than cores, because the longest tests mostly wait for other processes."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return cores + (cores + 1) // 2
-
-
 @pytest.fixture(scope="session")
 def repository() -> Path:
     return REPOSITORY
