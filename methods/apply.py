@@ -58,6 +58,7 @@ def select(
     config: LorsaConfig,
     head: list[str],
     calibration: Iterable[Mapping[str, Tensor]] | None = None,
+    head_is_fitted: bool = False,
 ) -> None:
     """Choose LoRSA's components, in `config`, unless it names them; `apply` does it where it is not done.
 
@@ -66,13 +67,14 @@ def select(
         config: what to choose for.
         head: names of the modules that make up the head.
         calibration: batches with labels, where `needs_calibration(config)`.
+        head_is_fitted: whether `fit_head` was here already; otherwise the head is fitted to `calibration` meanwhile.
 
     Raises:
         MethodError: the config does not fit the model.
     """
     name_head(config, head)
     if config.components is None:
-        select_components(model, config, calibration)
+        select_components(model, config, calibration, head_is_fitted)
 
 
 def name_head(config: PeftConfig, head: list[str]) -> None:

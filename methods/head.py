@@ -14,13 +14,17 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 from lorsa.methods.errors import MethodError
 from lorsa.methods.frozen import frozen_evaluation
 from lorsa.methods.targets import in_head
 
-# Weight of the mean squared logit beside the loss: rows that the features separate would have no gradient left.
-LOGIT_PENALTY = 0.01
+# Beside the loss: a tenth of the weights' squares, each in the unit of its input's mean square. For a squared error
+# that is what dropout of a tenth adds on average (Wager et al., 2013, arXiv:1307.1493). Without it the weights grow
+# until they tell all rows apart: no gradient is left, and they magnify the noise of the backbone's dropout until the
+# training starts at a loss above that of a head that knows nothing.
+PENALTY = 0.1
 STEPS = 50
 
 
@@ -38,7 +42,8 @@ class _Replay(nn.Module):
 def fit_head(model: nn.Module, head: Sequence[str], batches: Sequence[Mapping[str, Tensor]]) -> None:
     """Leave the head where it minimises the loss on `batches` over the frozen backbone, everything else as it was.
 
-    Arguments and what is raised: as for `fitted_head`, but the model may be in any mode.
+    Arguments and what is raised: as for `fitted_head`, but the model may be in any mode. Under `torch.autocast` the
+    backbone runs in lower precision, and the head is still fitted in its own.
     """
     with frozen_evaluation(model):
         with fitted_head(model, head, batches):
@@ -81,7 +86,8 @@ def fitted_head(model: nn.Module, head: Sequence[str], batches: Sequence[Mapping
         setattr(model, prefix, replay)
         for parameter in parameters:
             parameter.requires_grad_(True)
-        _minimise(model, parameters, replay, outputs, batches)
+        with torch.autocast(parameters[0].device.type, enabled=False):
+            _minimise(model, parameters, replay, outputs, batches)
         setattr(model, prefix, backbone)
         outputs.clear()
         replay.outputs = None
@@ -103,7 +109,12 @@ def _parameters(model: nn.Module, head: Sequence[str]) -> list[nn.Parameter]:
 
 def _backbone_outputs(model: nn.Module, backbone: nn.Module, batches: Sequence[Mapping[str, Tensor]]) -> list[Any]:
     outputs: list[Any] = []
-    hook = backbone.register_forward_hook(lambda module, inputs, output: outputs.append(output))
+    dtype = next(backbone.parameters()).dtype  # of what the backbone returns without autocast
+
+    def keep(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        outputs.append(tree_map_only(Tensor, lambda each: each.to(dtype) if each.is_floating_point() else each, output))
+
+    hook = backbone.register_forward_hook(keep)
     try:
         with torch.no_grad():
             for batch in batches:
@@ -123,17 +134,48 @@ def _minimise(
     rows = sum(len(batch["labels"]) for batch in batches)
     optimizer = torch.optim.LBFGS(parameters, max_iter=STEPS, line_search_fn="strong_wolfe")
 
+    def losses() -> Iterator[Tensor]:
+        for output, batch in zip(outputs, batches, strict=True):
+            replay.outputs = output
+            yield model(**batch).loss * (len(batch["labels"]) / rows)
+
+    inputs = _mean_square_inputs(model, parameters, losses())
+
     def closure() -> float:
         optimizer.zero_grad()
         total = 0.0
-        for output, batch in zip(outputs, batches, strict=True):
-            replay.outputs = output
-            result = model(**batch)
-            penalised = result.loss + LOGIT_PENALTY * result.logits.float().square().mean()
-            loss = penalised * (len(batch["labels"]) / rows)
+        for loss in losses():
             loss.backward()
             total += loss.item()
+        for weight, mean_square in inputs:
+            penalty = PENALTY * (weight.square() * mean_square).sum()
+            penalty.backward()
+            total += penalty.item()
         return total
 
     with torch.enable_grad():
         optimizer.step(closure)
+
+
+@torch.no_grad()
+def _mean_square_inputs(
+    model: nn.Module, parameters: list[nn.Parameter], losses: Iterator[Tensor]
+) -> list[tuple[nn.Parameter, Tensor]]:
+    """Return the weight of each linear module of the head, (out, in), and the mean square of its inputs, (in,)."""
+    squares: dict[nn.Parameter, list[Tensor]] = {parameter: [] for parameter in parameters}
+
+    def look(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        squares[module.weight].append(inputs[0].flatten(0, -2).square().mean(0))  # type: ignore[index]
+
+    hooks = [
+        module.register_forward_pre_hook(look)
+        for module in model.modules()
+        if isinstance(module, nn.Linear) and module.weight in squares
+    ]
+    try:
+        for _ in losses:
+            pass
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return [(weight, torch.stack(each).mean(0)) for weight, each in squares.items() if each]

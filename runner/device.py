@@ -69,6 +69,11 @@ def has_bf16(device: torch.device) -> bool:
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
+def autocast(engine: EngineConfig, device: torch.device) -> torch.autocast:
+    """Return the context in which the training's forward passes run, except that fp16 is left to a loss scale."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=engine.precision == "bf16")
+
+
 def reset_peak_memory() -> None:
     """Forget the peaks of earlier runs in this process, where the system can: CUDA, and Linux."""
     if torch.cuda.is_available():

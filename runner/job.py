@@ -207,7 +207,7 @@ def adapt(
     from lorsa.methods.apply import apply, needs_calibration, select
     from lorsa.methods.head import fit_head
     from lorsa.runner.bases import fill_cache
-    from lorsa.runner.device import kernels_version
+    from lorsa.runner.device import autocast, kernels_version
     from lorsa.runner.training import total_updates
     from lorsa.runner.zero import announced, runnable
 
@@ -216,17 +216,18 @@ def adapt(
     set_seed(cfg.seed)
     base.model.to(device)  # type: ignore[arg-type]  # transformers' wrapper of `to` hides its signature
     if cfg.train.probe_rows is not None:
-        with clock.part("probe"), runnable(base.model, cfg, world_size()):
+        with clock.part("probe"), runnable(base.model, cfg, world_size()), autocast(cfg.engine, device):
             fit_head(base.model, base.head, drawn_batches(cfg, base, train, cfg.train.probe_rows))
     if isinstance(method, LorsaConfig):
         with clock.part("basis"):
             fill_cache(base.model, base.head, method)
-        with clock.part("select"), runnable(base.model, cfg, world_size()):
+        with clock.part("select"), runnable(base.model, cfg, world_size()), autocast(cfg.engine, device):
             select(
                 base.model,
                 method,
                 base.head,
                 drawn_batches(cfg, base, train, calibration_rows(cfg)) if needs_calibration(method) else None,
+                head_is_fitted=cfg.train.probe_rows is not None,
             )
         # Rounding that differs between two kinds of machine must not choose differently.
         method.components = broadcast(method.components)

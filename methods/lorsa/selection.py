@@ -1,8 +1,9 @@
 """Which singular components of which modules are adapted.
 
 `sensitivity` asks what a component would do for the loss. With M = U^T G V, G the gradient of the mean loss over the
-calibration rows under a head that fits them (see `fitted_head`), a first-order step along everything that component i
-brings to the adapter lowers the loss in proportion to
+calibration rows under a fitted head (the model's own where that is fitted already, else one that fits these rows, see
+`fitted_head`), a first-order step along everything that component i brings to the adapter lowers the loss in proportion
+to
 
 - M_ii^2, for the singular value,
 - (s_j M_ij - s_i M_ji)^2 + (s_i M_ij - s_j M_ji)^2, for the rotations that mix it with component j.
@@ -69,7 +70,7 @@ class Bases:
 
 
 def select_components(
-    model: nn.Module, config: LorsaConfig, batches: Iterable[Batch] | None = None
+    model: nn.Module, config: LorsaConfig, batches: Iterable[Batch] | None = None, head_is_fitted: bool = False
 ) -> dict[str, list[int]]:
     """Choose the components to adapt, and write the choice to `config.components`.
 
@@ -78,6 +79,7 @@ def select_components(
         config: says which modules, which rule, and how many components. `modules_to_save` names the head.
         batches: keyword arguments of `model.forward`, with labels: for `sensitivity` and `fisher`. The model runs in
             evaluation mode, so a deterministic model gives a deterministic choice.
+        head_is_fitted: look at gradients under the head as it is, in place of one fitted to `batches` alone.
 
     Returns:
         {module name: ascending indices of the selected components}.
@@ -102,7 +104,8 @@ def select_components(
         rows = [{key: value.to(device) for key, value in batch.items()} for batch in batches]
         if not rows:
             raise MethodError(f"LoRSA: selection={config.selection} got no calibration rows.")
-        components = _by_gradients(model, layers, Bases(layers), config, rows)
+        head = [] if head_is_fitted else config.modules_to_save or []
+        components = _by_gradients(model, layers, Bases(layers), config, rows, head)
     else:
         components = _top(_data_free_scores(layers, config), config)
     config.components = components
@@ -110,10 +113,16 @@ def select_components(
 
 
 def _by_gradients(
-    model: nn.Module, layers: Mapping[str, nn.Linear], bases: Bases, config: LorsaConfig, rows: Sequence[Batch]
+    model: nn.Module,
+    layers: Mapping[str, nn.Linear],
+    bases: Bases,
+    config: LorsaConfig,
+    rows: Sequence[Batch],
+    head: Sequence[str],
 ) -> dict[str, list[int]]:
+    """Choose by gradients, with the modules of `head` fitted to the rows meanwhile."""
     diagonal = config.rotate == "all" or config.r == 0  # values alone count
-    with frozen_evaluation(model), fitted_head(model, config.modules_to_save or [], rows):
+    with frozen_evaluation(model), fitted_head(model, head, rows):
         if config.selection == "fisher":
             return _top(squared_gradients(model, layers, bases, rows), config)
         gains = value_gains if diagonal else pair_gains if config.space == "subspace" else own_gains

@@ -38,7 +38,8 @@ def mean_gradients(
         model: in evaluation mode, nothing requiring a gradient.
         layers: the modules, by name.
         basis: gives the full basis of a module on a device, whenever it is asked.
-        batches: keyword arguments of `model.forward` with labels, on the model's device.
+        batches: keyword arguments of `model.forward` with labels, on the model's device. Under `torch.autocast` the
+            model runs in lower precision, the projections do not.
         diagonal: accumulate the diagonal alone.
         reduce: called once per module with its name and its M, (K, K) or for `diagonal` (K,), in the basis' dtype. Of
             the modules' M no more than BYTES_PER_PASS are there at a time.
@@ -157,8 +158,9 @@ def _projected(
             def backward_hook(gradient: Tensor) -> None:
                 # Read again for every call, not kept: one module's factors are in memory at a time.
                 factors = basis(name, gradient.device)
-                left = gradient.to(factors.U.dtype) @ factors.U
-                add(name, left, x.to(factors.V.dtype) @ factors.V)
+                with torch.autocast(gradient.device.type, enabled=False):
+                    left = gradient.to(factors.U.dtype) @ factors.U
+                    add(name, left, x.to(factors.V.dtype) @ factors.V)
 
             # Below the first adapted module nothing requires a gradient yet, not even its own output.
             (output if output.requires_grad else output.requires_grad_()).register_hook(backward_hook)

@@ -105,6 +105,7 @@ class RunMemory:
             model.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
         self.footprint = _footprint(cfg, model, report)
         self.vocabulary = int(model.config.vocab_size)  # type: ignore[union-attr, arg-type]
+        self.width = int(model.config.hidden_size)  # type: ignore[union-attr, arg-type]
         self.states = _STATES.get(cfg.optim.name, 2)
         self.labels = torch.long if cfg.task.labels else torch.float32
         self._adapted = FakeModel(model, fused_attention=gpu)
@@ -154,9 +155,9 @@ class RunMemory:
         """Let the gradients go that a pool has taken."""
         self._adapted.model.zero_grad(set_to_none=True)
 
-    def calibration(self, shapes: list[Shape], pool: Pool | None) -> Trace:
+    def calibration(self, shapes: list[Shape], precision: str, pool: Pool | None) -> Trace:
         """Return the allocations of looking at gradients before the training."""
-        key = ("calibration", (len(shapes), 0))
+        key = (f"calibration {precision}", (len(shapes), 0))
         if pool is None and key in self._traces:
             return self._traces[key]
         base = empty_model(self.cfg)
@@ -165,10 +166,16 @@ class RunMemory:
         method.modules_to_save = base.head
         resolve_budget(base.model, method)
         fake = FakeModel(base.model, fused_attention=self.gpu)
-        trace = fake.calibration_passes(shapes, self.labels, method, self.gpu, pool)
+        fitted = self.cfg.train.probe_rows is not None
+        trace = fake.calibration_passes(shapes, self.labels, method, self.gpu, fitted, precision, pool)
         if pool is None:
             self._traces[key] = trace
         return trace
+
+
+def looked_at(engine: EngineConfig) -> str:
+    """Return the precision in which the model runs before the training; see runner.device.autocast."""
+    return "bf16" if engine.precision == "bf16" else "fp32"
 
 
 def in_a_child(play: Callable[[], Memory]) -> Memory:
@@ -299,7 +306,10 @@ class _Play:
         if self.cfg.train.probe_rows is not None:
             self.pool.phase = "probe"
             shapes = drawn_shapes(self.cfg, self.run.lengths, self.cfg.train.probe_rows)
-            self.evaluated(largest(shapes), "fp32")
+            self.evaluated(largest(shapes), looked_at(self.engine))
+            # The backbone's outputs on all rows are there while the head is fitted.
+            features = sum(rows * tokens for rows, tokens in shapes) * self.run.width * 4
+            self.pool.give(self.pool.take(features, ACTIVATIONS))
         if not needs_calibration(self.cfg):
             return
         self.pool.phase = "select"
@@ -307,9 +317,9 @@ class _Play:
         shapes = drawn_shapes(self.cfg, self.run.lengths, self.cfg.method.calibration_rows)
         files = self.pool.take(0 if self.run.gpu else self.has.files, BASES, mapped=True)
         if self.run.gpu:
-            self.replay(self.run.calibration(shapes, None))
+            self.replay(self.run.calibration(shapes, looked_at(self.engine), None))
         else:
-            self.run.calibration(shapes, self.pool)
+            self.run.calibration(shapes, looked_at(self.engine), self.pool)
         self.pool.give(files, *gathered)
 
     def adapt(self) -> None:

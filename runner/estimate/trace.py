@@ -150,15 +150,19 @@ class FakeModel:
         labels: torch.dtype,
         method: LorsaConfig,
         copied: bool,
+        fitted: bool,
+        precision: str,
         pool: Pool | None,
     ) -> Trace:
         """Return what looking at gradients allocates, before there is an adapter.
 
         Args:
-            shapes: (rows, tokens) of each batch; the features of all are kept while the head is fitted.
+            shapes: (rows, tokens) of each batch.
             labels: their dtype.
             method: says what is looked at.
             copied: whether a module's basis is copied to the device when it is wanted; else the file is read in place.
+            fitted: whether the head is fitted already; else the features of all batches are kept while it is.
+            precision: of the model's arithmetic.
             pool: takes the same memory, too.
         """
         from lorsa.methods.frozen import frozen_evaluation
@@ -185,26 +189,29 @@ class FakeModel:
         def reduce(name: str, M: Tensor) -> Tensor:
             return M.square() if diagonal else gains(M, torch.empty(len(M)))
 
-        with self.recording(pool) as recorder, frozen_evaluation(self.model):
+        with self.recording(pool) as recorder, frozen_evaluation(self.model), _autocast(precision):
             recorder.know(part for each in stored.values() for part in (each.U, each.s, each.V))
             most = max(shapes, key=lambda shape: shape[0] * shape[1])
             batches = [self.batch(*most, labels)]
-            # While the head is fitted, the backbone's outputs on all rows are there.
-            features: list[Any] = []
-            backbone = getattr(self.model, str(self.model.base_model_prefix))
-            hook = backbone.register_forward_hook(lambda module, inputs, output: features.append(output))
-            with torch.no_grad():
-                self.model(**batches[0])
-            hook.remove()
-            width = features[0][0].shape[-1]
-            features += [torch.empty(rows, tokens, width, dtype=features[0][0].dtype) for rows, tokens in shapes[1:]]
-            features.clear()
+            if not fitted:
+                self._features(batches[0], shapes)
             if method.selection == "fisher":
                 squared_gradients(self.model, layers, basis, batches)
             else:
                 mean_gradients(self.model, layers, basis, batches, diagonal, reduce)
             batches.clear()
         return recorder.trace
+
+    @torch.no_grad()
+    def _features(self, batch: dict[str, Tensor], shapes: Sequence[tuple[int, int]]) -> None:
+        """Allocate what fitting the head does: the backbone's outputs on all batches are there at a time."""
+        features: list[Any] = []
+        backbone = getattr(self.model, str(self.model.base_model_prefix))
+        hook = backbone.register_forward_hook(lambda module, inputs, output: features.append(output))
+        self.model(**batch)
+        hook.remove()
+        width = features[0][0].shape[-1]
+        features += [torch.empty(rows, tokens, width, dtype=features[0][0].dtype) for rows, tokens in shapes[1:]]
 
     @contextmanager
     def _attention(self) -> Iterator[None]:

@@ -22,10 +22,12 @@ from lorsa.methods.lorsa.sensitivity import mean_gradients, squared_gradients
 TARGETS = ["query", "key", "value", "attention.output.dense"]
 
 
-def choose(selection: str, **changes: object) -> tuple[dict[str, list[int]], nn.Module, LorsaConfig]:
+def choose(
+    selection: str, head_is_fitted: bool = False, **changes: object
+) -> tuple[dict[str, list[int]], nn.Module, LorsaConfig]:
     model = build("bert")
     config = LorsaConfig(**{"target_modules": list(TARGETS), "selection": selection, "k": 3, **changes})
-    return select_components(model, config, [batch(2)]), model, config
+    return select_components(model, config, [batch(2)], head_is_fitted), model, config
 
 
 def test_principal_takes_the_largest_and_minor_the_smallest_values():
@@ -69,7 +71,8 @@ def test_gradient_rules_take_the_highest_scores(selection: str, form: str, alloc
 
 
 @pytest.mark.parametrize("selection", ["sensitivity", "fisher"])
-def test_the_gradients_are_those_under_a_fitted_head(selection: str, monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize("already", [False, True])
+def test_the_gradients_are_those_under_a_fitted_head(selection: str, already: bool, monkeypatch: pytest.MonkeyPatch):
     fitted = []
 
     @contextmanager
@@ -79,10 +82,10 @@ def test_the_gradients_are_those_under_a_fitted_head(selection: str, monkeypatch
             yield
 
     monkeypatch.setattr("lorsa.methods.lorsa.selection.fitted_head", watched)
-    model = choose(selection, modules_to_save=["classifier"])[1]
+    model = choose(selection, already, modules_to_save=["classifier"])[1]
     ((head, weight),) = fitted
-    assert head == ["classifier"]
-    assert not torch.equal(weight, model.classifier.weight)
+    assert head == ([] if already else ["classifier"])
+    assert torch.equal(weight, model.classifier.weight) == already
 
 
 @pytest.mark.parametrize(("selection", "sign"), [("principal", 1), ("minor", -1)])
