@@ -84,16 +84,15 @@ def read_run(folder: Path) -> Analysis:
             f"The run {folder} is of method={result.get('method')}, which selects no singular components; "
             "only LoRSA's runs can be analysed."
         )
-    # Imported here: PyTorch takes seconds, and what is wrong so far was said without it.
+    # Imported here: NumPy takes a while, and what is wrong so far was said without it.
     from safetensors import SafetensorError
-    from safetensors.torch import load_file
 
-    from lorsa.runner.movement import adapter_movement
+    from lorsa.runner.movement import adapter_movement, read_adapter
 
     try:
         config = json.loads((directory.adapter / "adapter_config.json").read_text(encoding="utf-8"))
         space, rotate = config["space"], config["rotate"]
-        tensors = load_file(directory.adapter / "adapter_model.safetensors")
+        tensors = read_adapter(directory.adapter / "adapter_model.safetensors")
         movements = adapter_movement(tensors, components, space)
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         reason = f"no field {error}" if isinstance(error, KeyError) else " ".join(str(error).split()).rstrip(".")

@@ -8,19 +8,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
-import torch
-from torch import Tensor
+# Not PyTorch, which takes longer to import than a report takes.
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import deserialize
 
-from lorsa.kernels import rotation_difference, thin_rotation_difference
+Array = NDArray[np.float64]
 
 PARTS = ("d", "P_out", "Q_out", "P_in", "Q_in", "U", "s", "V")
 _PREFIX = "base_model.model."  # PEFT's, before the module's name in the base model
+_DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
 
 
 @dataclass(frozen=True)
 class Movement:
-    """What one module's adapter did; all tensors float64, components in the order of their selection.
+    """What one module's adapter did; all arrays float64, components in the order of their selection.
 
     Attributes:
         count: K = min(m, n), the components that the (m, n) weight has.
@@ -35,27 +39,29 @@ class Movement:
 
     count: int
     indices: list[int]
-    s: Tensor
-    d: Tensor
-    rotation_out: Tensor
-    rotation_in: Tensor
-    turn_out: Tensor
-    turn_in: Tensor
+    s: Array
+    d: Array
+    rotation_out: Array
+    rotation_in: Array
+    turn_out: Array
+    turn_in: Array
 
     @property
-    def relative_d(self) -> Tensor:
+    def relative_d(self) -> Array:
         """|d| / s, (k,); infinite where a zero singular value was given a size."""
-        return torch.where(self.d == 0, 0.0, self.d.abs() / self.s)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return np.where(self.d == 0, 0.0, np.abs(self.d) / self.s)
 
     @property
-    def change(self) -> Tensor:
+    def change(self) -> Array:
         """Frobenius norm of each component's change, |(s + d) (R_out u) (R_in v)^T - s u v^T|, (k,)."""
-        left, right = (2 * torch.sin(torch.deg2rad(turn) / 2).square() for turn in (self.turn_out, self.turn_in))
+        left, right = (2 * np.sin(np.deg2rad(turn) / 2) ** 2 for turn in (self.turn_out, self.turn_in))
         turned = left + (1 - left) * right  # 1 - cos cos, without cancellation for small angles
-        return (self.d.square() + 2 * self.s * (self.s + self.d) * turned).clamp_min(0).sqrt()
+        change: Array = np.sqrt(np.maximum(self.d**2 + 2 * self.s * (self.s + self.d) * turned, 0))
+        return change
 
 
-def rotation_angles(P: Tensor, Q: Tensor) -> Tensor:
+def rotation_angles(P: Array, Q: Array) -> Array:
     """Return the angles of R = cayley(P Q^T - Q P^T), one for each of the r planes that it turns.
 
     A skew-symmetric A has eigenvalues +-i w, and R those of its Cayley transform, (1 + i w/2) / (1 - i w/2) = e^(i t)
@@ -64,47 +70,68 @@ def rotation_angles(P: Tensor, Q: Tensor) -> Tensor:
     notation, which is not normal, so that small angles would be lost there.
 
     Args:
-        P: (n, r) with 2r <= n, any floating dtype.
+        P: (n, r) with 2r <= n.
         Q: (n, r).
 
     Returns:
-        (r,) degrees from 0 to 180, descending, float64.
+        (r,) degrees from 0 to 180, descending.
     """
-    T = torch.linalg.qr(torch.cat([P, Q], dim=-1).double(), mode="r").R
-    first, second = T.chunk(2, dim=-1)
-    core = first @ second.mT - second @ first.mT
-    return torch.rad2deg(2 * torch.atan(torch.linalg.svdvals(core)[::2] / 2))
+    first, second = np.hsplit(np.linalg.qr(np.hstack([P, Q]), mode="r"), 2)
+    core = first @ second.T - second @ first.T
+    angles: Array = np.rad2deg(2 * np.arctan(np.linalg.svd(core, compute_uv=False)[::2] / 2))
+    return angles
 
 
-def vector_turns(P: Tensor, Q: Tensor, vectors: Tensor | None = None) -> Tensor:
+def vector_turns(P: Array, Q: Array, vectors: Array | None = None) -> Array:
     """Return the angle between x and R x, R = cayley(P Q^T - Q P^T), for each of some vectors.
 
     Args:
-        P: (n, r), any floating dtype.
+        P: (n, r).
         Q: (n, r).
         vectors: (n, k), one per column; default, the n unit vectors.
 
     Returns:
-        (k,) degrees from 0 to 180, float64.
+        (k,) degrees from 0 to 180.
     """
-    P, Q = P.double(), Q.double()
-    if vectors is None:
-        difference, length = rotation_difference(P, Q).norm(dim=0), torch.ones(len(P), dtype=torch.float64)
-    else:
-        rows = vectors.double().mT
-        difference, length = thin_rotation_difference(rows, P, Q).norm(dim=1), rows.norm(dim=1)
+    x = np.eye(len(P)) if vectors is None else vectors
+    # R - I = X (I - Y^T X / 2)^-1 Y^T with X = [P, Q] and Y = [Q, -P], the identity of Woodbury.
+    X, Y = np.hstack([P, Q]), np.hstack([Q, -P])
+    difference = X @ np.linalg.solve(np.eye(X.shape[1]) - Y.T @ X / 2, Y.T @ x)
     # The chord of an angle, not its cosine: a small angle keeps its digits.
-    return torch.rad2deg(2 * torch.asin((difference / (2 * length)).clamp(max=1)))
+    chord = np.linalg.norm(difference, axis=0) / np.linalg.norm(x, axis=0)
+    turns: Array = np.rad2deg(2 * np.arcsin(np.minimum(chord / 2, 1)))
+    return turns
 
 
-@torch.no_grad()
+def read_adapter(path: Path) -> dict[str, Array]:
+    """Return LoRSA's tensors of an adapter_model.safetensors, in float64, by name.
+
+    Raises:
+        OSError: it cannot be read.
+        SafetensorError: it is no safetensors file.
+        ValueError: a tensor is of another dtype than float64, float32, float16 or bfloat16.
+    """
+    arrays = {}
+    views = deserialize(path.read_bytes())  # type: ignore[no-untyped-call]
+    for name, view in sorted(views, key=lambda pair: pair[0]):
+        if ".lorsa_" not in name:
+            continue
+        if view["dtype"] not in _DTYPES:
+            raise ValueError(f"LoRSA: {name} is of dtype {view['dtype']}.")
+        array = np.frombuffer(view["data"], _DTYPES[view["dtype"]])
+        if view["dtype"] == "BF16":  # the upper half of a float32
+            array = (array.astype(np.uint32) << 16).view(np.float32)
+        arrays[name] = array.reshape(view["shape"]).astype(np.float64)
+    return arrays
+
+
 def adapter_movement(
-    tensors: Mapping[str, Tensor], components: Mapping[str, Sequence[int]], space: str
+    tensors: Mapping[str, Array], components: Mapping[str, Sequence[int]], space: str
 ) -> dict[str, Movement]:
     """Return how far a saved adapter moved each module that it adapts.
 
     Args:
-        tensors: what adapter_model.safetensors holds; other tensors than LoRSA's are ignored.
+        tensors: what `read_adapter` returns.
         components: selected indices by module, as in `LorsaConfig.components`; may name modules without tensors.
         space: `LorsaConfig.space`. In "subspace" P and Q rotate R^k, the span of the selected vectors; in "ambient"
             R^m and R^n.
@@ -131,7 +158,7 @@ def adapter_movement(
     return movements
 
 
-def _movement(parts: Mapping[str, Tensor], indices: list[int], space: str, module: str) -> Movement:
+def _movement(parts: Mapping[str, Array], indices: list[int], space: str, module: str) -> Movement:
     U, V, k = parts["U"], parts["V"], len(indices)
     (m, n), r = (len(U), len(V)), parts["P_out"].shape[-1]
     rows, columns = (k, k) if space == "subspace" else (m, n)
@@ -140,7 +167,7 @@ def _movement(parts: Mapping[str, Tensor], indices: list[int], space: str, modul
     for part, shape in shapes.items():
         if parts[part].shape != shape:
             raise ValueError(f"LoRSA: lorsa_{part} of {module} is {tuple(parts[part].shape)} and should be {shape}.")
-        if not torch.isfinite(parts[part]).all():
+        if not np.isfinite(parts[part]).all():
             raise ValueError(f"LoRSA: lorsa_{part} of {module} has NaN or infinite entries.")
     if indices and not 0 <= min(indices) <= max(indices) < min(m, n):
         raise ValueError(f"LoRSA: {module} is {m} x {n} and cannot have the components that are recorded for it.")
@@ -149,8 +176,8 @@ def _movement(parts: Mapping[str, Tensor], indices: list[int], space: str, modul
     return Movement(
         count=min(m, n),
         indices=indices,
-        s=parts["s"].double(),
-        d=parts["d"].double(),
+        s=parts["s"],
+        d=parts["d"],
         rotation_out=rotation_angles(P_out, Q_out),
         rotation_in=rotation_angles(P_in, Q_in),
         turn_out=vector_turns(P_out, Q_out, vectors[0]),
