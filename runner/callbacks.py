@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import math
 from pathlib import Path
 from typing import Any
@@ -106,25 +105,6 @@ class MethodHook(TrainerCallback):
         """Pass on the number of updates, this one included."""
         assert model is not None
         after_update(model, state.global_step + 1)
-
-
-class HeapTrim(TrainerCallback):
-    """Gives the free pages of main memory's heap back to the system, after each update and each batch that is scored.
-
-    The weights that ZeRO-3 gathers and lets go lie between blocks that stay. What they leave free fits the next ones
-    badly, so that the heap would grow by the update. Without glibc nothing happens.
-    """
-
-    def __init__(self) -> None:
-        self._trim = getattr(ctypes.CDLL(None), "malloc_trim", lambda pad: 0)
-
-    def on_step_end(self, *args: Any, **kwargs: Any) -> None:
-        """After an update."""
-        self._trim(0)
-
-    def on_prediction_step(self, *args: Any, **kwargs: Any) -> None:
-        """After a batch that was scored."""
-        self._trim(0)
 
 
 class QuietProgress(ProgressCallback):

@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from lorsa.runner.errors import UserError
+from lorsa.runner.heap import return_large_blocks
 from lorsa.runner.schema import EngineConfig
+from lorsa.runner.zero import is_zero3
 
 if TYPE_CHECKING:
     from lorsa.methods.apply import MethodConfig
@@ -59,6 +61,8 @@ def prepare_device(engine: EngineConfig) -> torch.device:
         )
     if engine.precision == "fp16" and device.type == "cpu":
         raise UserError("engine.precision=fp16 needs a GPU; use engine.precision=fp32.")
+    if device.type == "cpu" and is_zero3(engine):
+        return_large_blocks()
     return device
 
 

@@ -30,7 +30,7 @@ from lorsa.methods.adalora import load_training_state, training_state
 from lorsa.methods.partitioned import whole
 from lorsa.methods.targets import in_head
 from lorsa.runner.batches import NO_ROW, EncodedRows, LengthBucketSampler, ProcessBatches, RowsAndFillers
-from lorsa.runner.callbacks import HeapTrim, MethodHook, QuietProgress, Recorder, profiler_callback
+from lorsa.runner.callbacks import MethodHook, QuietProgress, Recorder, profiler_callback
 from lorsa.runner.checkpoints import COMPLETE_FILE, complete_checkpoints, last_checkpoint, step_of
 from lorsa.runner.distributed import barrier, from_main, gathered, is_main, world_size
 from lorsa.runner.errors import DivergedError, UserError
@@ -91,8 +91,6 @@ class GlueTrainer(Trainer):
             data_collator=DataCollatorWithPadding(tokenizer),
             callbacks=callbacks,
         )
-        if is_zero3(cfg.engine) and self.args.device.type == "cpu":
-            self.add_callback(HeapTrim())
         self.remove_callback(PrinterCallback)
         if not self.args.disable_tqdm:
             self.remove_callback(ProgressCallback)

@@ -24,6 +24,7 @@ from lorsa.runner.estimate.lengths import Lengths, Shape, drawn_shapes, evaluati
 from lorsa.runner.estimate.parameters import adapted, basis_bytes, basis_shapes, empty_model, needs_calibration
 from lorsa.runner.estimate.pool import Pool, main_memory
 from lorsa.runner.estimate.trace import FakeModel, Trace
+from lorsa.runner.heap import return_large_blocks
 from lorsa.runner.method import build_method
 from lorsa.runner.schema import EngineConfig, JobConfig
 from lorsa.runner.zero import is_zero, is_zero3
@@ -248,6 +249,8 @@ class _Play:
         # On a GPU what is offloaded lies elsewhere; on the CPU it lies where everything does.
         self.optimizer_away = run.gpu and "offload_optimizer" in offload
         self.weights_away = run.gpu and "offload_param" in offload
+        if self.zero3 and not run.gpu:
+            return_large_blocks()  # as the run does
         self.pool: Pool = Pool() if run.gpu else main_memory()
         self.pool.take(framework, FRAMEWORK, mapped=True)
         if run.gpu:
