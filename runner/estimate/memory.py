@@ -134,13 +134,16 @@ class RunMemory:
             return [most, most]
         return [*shapes[:_FIRST], most, shapes[0], most]
 
-    def passed(self, kind: str, shape: Shape, precision: str, pool: Pool | None, drop: bool = False) -> Trace:
+    def passed(
+        self, kind: str, shape: Shape, engine: EngineConfig, precision: str, pool: Pool | None, drop: bool = False
+    ) -> Trace:
         """Return the allocations of one pass, training or evaluation; a pool has taken them, if one is given."""
-        key = (f"{kind} {precision}", shape)
+        partitioned = is_zero3(engine)
+        key = (f"{kind} {precision} {partitioned}", shape)
         if pool is None and key in self._traces:
             return self._traces[key]
         trace = (
-            self._adapted.training_pass(*shape, self.labels, precision, pool, drop)
+            self._adapted.training_pass(*shape, self.labels, precision, partitioned, pool, drop)
             if kind == "training"
             else self._adapted.evaluation_pass(*shape, precision, pool)
         )
@@ -373,6 +376,7 @@ class _Play:
                 if number <= self.setting("stage3_param_persistence_threshold"):
                     pool.take(size, WEIGHTS)
             if not self.optimizer_away:
+                pool.take(self.part(trained), OPTIMIZER)  # a float32 copy, also of what is float32 already
                 pool.take(self.part(trained), GRADIENTS)
                 self.optimizer()
                 pool.briefly(trained, OPTIMIZER)  # gradients of zero, for a first step that makes the state
@@ -465,17 +469,17 @@ class _Play:
     def evaluated(self, shape: Shape, precision: str) -> None:
         """Run a batch forward."""
         if self.run.gpu:
-            self.replay(self.run.passed("evaluation", shape, precision, None))
+            self.replay(self.run.passed("evaluation", shape, self.engine, precision, None))
         else:
             with self.fetched():
-                self.run.passed("evaluation", shape, precision, self.pool)
+                self.run.passed("evaluation", shape, self.engine, precision, self.pool)
 
     def trained(self, shape: Shape, drop: bool) -> list[int]:
         """Run a batch forward and backward; returns keys of the gradients, on the CPU they are the model's."""
         if self.run.gpu:
-            return self.replay(self.run.passed("training", shape, self.engine.precision, None), drop)
+            return self.replay(self.run.passed("training", shape, self.engine, self.engine.precision, None), drop)
         with self.fetched():
-            self.run.passed("training", shape, self.engine.precision, self.pool, drop)
+            self.run.passed("training", shape, self.engine, self.engine.precision, self.pool, drop)
         return []
 
     @contextmanager
@@ -486,6 +490,9 @@ class _Play:
             return
         keys: dict[int, int] = {}
         hooks = []
+        # What is fetched ahead comes in one buffer, of which each weight is copied, and gloo has one of its own before.
+        total = sum(size for _, size in self.has.modules)
+        ahead = self.pool.take(2 * min(total, 4 * self.setting("stage3_prefetch_bucket_size")), COMMUNICATION)
         for module in self.run.modules():
             size = sum(parameter.nbytes for parameter in module.parameters(recurse=False))
             if size < 4 * self.setting("stage3_param_persistence_threshold"):
@@ -506,7 +513,7 @@ class _Play:
         finally:
             for hook in hooks:
                 hook.remove()
-            self.pool.give(*keys.values())
+            self.pool.give(ahead, *keys.values())
 
     def release(self, keys: dict[int, int], module: nn.Module) -> None:
         """Give a module's weights back, if they are there."""

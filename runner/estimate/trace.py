@@ -231,6 +231,7 @@ class FakeModel:
         tokens: int,
         labels: torch.dtype,
         precision: str,
+        partitioned: bool = False,
         pool: Pool | None = None,
         drop: bool = False,
     ) -> Trace:
@@ -241,11 +242,12 @@ class FakeModel:
             tokens: of each row.
             labels: their dtype.
             precision: of the arithmetic.
+            partitioned: whether ZeRO-3 has partitioned the weights.
             pool: takes the same memory, too; the gradients' until `zero_grad`.
             drop: let each gradient go once it is there.
         """
         self.model.train()
-        with self.recording(pool) as recorder:
+        with self.recording(pool) as recorder, _linear_of_zero3() if partitioned else nullcontext():
 
             def seen(parameter: Tensor) -> None:
                 assert parameter.grad is not None
@@ -281,6 +283,45 @@ class FakeModel:
 def _autocast(precision: str) -> AbstractContextManager[Any]:
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
     return nullcontext() if dtype is None else torch.autocast("cpu", dtype)
+
+
+def _partitioned_linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    output: Tensor = _PartitionedLinear.apply(input, weight, bias)  # type: ignore[no-untyped-call]
+    return output
+
+
+@contextmanager
+def _linear_of_zero3() -> Iterator[None]:
+    """Within, linear layers are DeepSpeed's, as it puts them in place when it partitions weights."""
+    linear = functional.linear
+    functional.linear = _partitioned_linear
+    try:
+        yield
+    finally:
+        functional.linear = linear
+
+
+class _PartitionedLinear(torch.autograd.Function):
+    """Keeps the input for the gradient of the weight, even where that is frozen and PyTorch's own would not."""
+
+    @staticmethod
+    def forward(ctx: Any, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(input, weight, bias)
+        output = input.matmul(weight.t())
+        if bias is not None:
+            output += bias
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        input, weight, bias = ctx.saved_tensors
+        flat = grad.reshape(-1, grad.shape[-1])
+        wanted = ctx.needs_input_grad
+        return (
+            grad.matmul(weight) if wanted[0] else None,
+            flat.t().matmul(input.reshape(-1, input.shape[-1])) if wanted[1] else None,
+            flat.sum(0) if bias is not None and wanted[2] else None,
+        )
 
 
 class _FusedAttention(torch.autograd.Function):
