@@ -237,6 +237,16 @@ def test_an_error_in_one_process_ends_all(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_zero3_checkpoints_what_an_evaluation_fetched_ahead(tmp_path: Path) -> None:
+    # Fetched in steps so small that some weights are still on their way when a forward pass alone ends; the checkpoint
+    # then gathers them.
+    ahead = ("engine.zero.stage3_param_persistence_threshold=0", "engine.zero.stage3_prefetch_bucket_size=5000")
+    overrides = [f"runs_dir={tmp_path / 'runs'}", "engine=zero3", "method=full", "train.batch_size=8", *RUN, *ahead]
+    codes, _ = run_together(tmp_path / "pair", [{"overrides": [*overrides, SHORT]}])
+    assert codes == [0, 0], (tmp_path / "pair" / "log-0.txt").read_text()[-2000:]
+
+
+@pytest.mark.slow
 def test_zero_works_as_one_process(command: Callable[..., Any], tmp_path: Path) -> None:
     done = command("engine=zero2", "method=head", "train.max_steps=2", "runs_dir=runs", "engine.device=cpu")
     assert done.returncode == 0, done.stderr
