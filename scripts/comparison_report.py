@@ -103,8 +103,8 @@ def table(results: Results, methods: Sequence[Mapping[str, Any]], seeds: int, re
     """Return the Markdown lines of one stage's table, fewest parameters first."""
     found = [method["label"] for method in methods if results.all_rows(method["label"])]
     found.sort(key=lambda label: parameters(results, label))
-    ratios = _ratios(results, found, reference)
-    head = ["method", "adapter parameters", *results.tasks, "mean", f"minus {reference} [95 %]", "time", "memory"]
+    memory = _memory(results, found, reference)
+    head = ["method", "adapter parameters", *results.tasks, "mean", f"minus {reference} [95 %]", "memory"]
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     for label in found:
         cells = [label, f"{parameters(results, label):,.0f}"]
@@ -121,25 +121,22 @@ def table(results: Results, methods: Sequence[Mapping[str, Any]], seeds: int, re
             cells.append("-")
         difference = results.against(label, reference) if label != reference else None
         cells.append(str(difference) if difference is not None else "-")
-        cells += ratios[label]
+        cells.append(memory[label])
         lines.append("| " + " | ".join(cells) + " |")
     return lines
 
 
-def _ratios(results: Results, methods: Sequence[str], reference: str) -> dict[str, list[str]]:
-    """Return each method's training time and peak memory as ratios to the reference's, on the tasks both have."""
+def _memory(results: Results, methods: Sequence[str], reference: str) -> dict[str, str]:
+    """Return each method's peak memory as a ratio to the reference's, over the tasks both have."""
     ratios = {}
     for label in methods:
-        times, peaks = [], []
+        peaks = []
         for task in results.tasks:
             mine, theirs = results.rows[label][task].values(), results.rows[reference][task].values()
             if mine and theirs:
-                for values, name in ((times, "train_seconds"), (peaks, "peak_bytes")):
-                    values.append(
-                        statistics.median(getattr(row, name) for row in mine)
-                        / statistics.median(getattr(row, name) for row in theirs)
-                    )
-        ratios[label] = [f"{statistics.mean(values):.2f}" if values else "-" for values in (times, peaks)]
+                mine_peak, their_peak = (statistics.median(row.peak_bytes for row in rows) for rows in (mine, theirs))
+                peaks.append(mine_peak / their_peak)
+        ratios[label] = f"{statistics.mean(peaks):.2f}" if peaks else "-"
     return ratios
 
 
@@ -214,8 +211,9 @@ def report(rows: Sequence[Row], settings: Mapping[str, Any], folder: Path) -> st
         f"{settings['search_seed']} and chosen per task on a part of the training rows; the validation set is scored "
         "once per run. Numbers are points (100 x the metric), mean ± standard deviation over seeds; a number in "
         "brackets says how many seeds there are yet. `minus` a method is paired by task and seed, with its 95 % "
-        "confidence interval. Time and memory are ratios to that method, of runs that shared a machine with other "
-        "work: read them as rough. What was found, and what was tried, is in [FINDINGS.md](FINDINGS.md).",
+        "confidence interval. Memory is the peak's ratio to that method's. The runs were made on several machines, so "
+        "their times do not compare; `python scripts/bench_training.py` times the methods side by side. What was "
+        "found, and what was tried, is in [FINDINGS.md](FINDINGS.md).",
     ]
     for stage, plan in settings["stages"].items():
         of_stage = [row for row in rows if row.stage == stage]
