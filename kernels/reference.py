@@ -77,7 +77,7 @@ def rotation_difference(P: Tensor, Q: Tensor) -> Tensor:
 
 
 @_as_given
-def thin_rotation_difference(x: Tensor, P: Tensor, Q: Tensor, inverse: bool = False) -> Tensor:
+def thin_rotation_difference(x: Tensor, P: Tensor, Q: Tensor, inverse: bool = False, K: Tensor | None = None) -> Tensor:
     """Return R x - x (or R^T x - x) for every row x, in two thin products.
 
     The products with `x` run in the dtype of `x`; the 2r x 2r core is solved and applied in the dtype of `P`.
@@ -87,12 +87,13 @@ def thin_rotation_difference(x: Tensor, P: Tensor, Q: Tensor, inverse: bool = Fa
         P: (n, r), float32 or float64.
         Q: (n, r), same as `P`.
         inverse: turn by R^T, the inverse rotation.
+        K: (2r, 2r), the core; default, the rotation's.
 
     Returns:
         (..., n), dtype of `x`.
     """
     X, Y = _factors(P, Q)
-    K = cayley_core(P, Q)
+    K = cayley_core(P, Q) if K is None else K
     # As row vectors: (R x)^T = x^T + x^T Y K^T X^T, and R^T swaps the two factors and transposes K.
     if inverse:
         X, Y, K = Y, X, K.mT
@@ -179,7 +180,7 @@ def thin_rotation(
         x: (..., n), any floating dtype; float64 with float64 P alone.
         P: (n, r), float32 or float64.
         Q: (n, r), same as `P`.
-        K: (2r, 2r), their core.
+        K: (2r, 2r), their core. With another than the rotation's it is (I + X K Y^T) x, and takes no `keep_output`.
         offset: (n,), dtype of `x`; the bias of a linear layer, which does not turn. None: zero.
         inverse: turn by R^T, the inverse rotation.
         keep_output: what a faster implementation keeps for its backward pass: the result, which the caller needs

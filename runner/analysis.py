@@ -92,8 +92,9 @@ def read_run(folder: Path) -> Analysis:
     try:
         config = json.loads((directory.adapter / "adapter_config.json").read_text(encoding="utf-8"))
         space, rotate = config["space"], config["rotate"]
+        linear = config.get("rotation") == "linear"  # adapters of earlier versions have no such field
         tensors = read_adapter(directory.adapter / "adapter_model.safetensors")
-        movements = adapter_movement(tensors, components, space)
+        movements = adapter_movement(tensors, components, space, linear)
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         reason = f"no field {error}" if isinstance(error, KeyError) else " ".join(str(error).split()).rstrip(".")
         raise UserError(f"The adapter of the run {folder} is damaged: {reason}.") from error

@@ -1,7 +1,8 @@
 """How far a trained adapter moved the singular components that it selected, from its saved tensors alone.
 
 In all three forms of LoRSA a selected component s u v^T becomes (s + d) (R_out u) (R_in v)^T, so the same numbers
-describe each: d against s, the angles of the two rotations, and the angle by which each singular vector turned.
+describe each: d against s, the angles of the two rotations, and the angle by which each singular vector turned. Where
+R = I + A (`rotation="linear"`) a vector that turns by t also grows, by 1 / cos t: A x is orthogonal to x.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ class Movement:
         rotation_in: (r,) the same of R_in.
         turn_out: (k,) angles between u_i and R_out u_i, in degrees; none exceeds the largest of `rotation_out`.
         turn_in: (k,) the same of v_i and R_in.
+        linear: R is I + A, no rotation.
     """
 
     count: int
@@ -45,6 +47,7 @@ class Movement:
     rotation_in: Array
     turn_out: Array
     turn_in: Array
+    linear: bool = False
 
     @property
     def relative_d(self) -> Array:
@@ -55,40 +58,48 @@ class Movement:
     @property
     def change(self) -> Array:
         """Frobenius norm of each component's change, |(s + d) (R_out u) (R_in v)^T - s u v^T|, (k,)."""
+        if self.linear:
+            grown = [np.tan(np.deg2rad(turn)) ** 2 for turn in (self.turn_out, self.turn_in)]  # of the squared length
+            growth = grown[0] + grown[1] + grown[0] * grown[1]
+            of_linear: Array = np.sqrt(self.d**2 + (self.s + self.d) ** 2 * growth)
+            return of_linear
         left, right = (2 * np.sin(np.deg2rad(turn) / 2) ** 2 for turn in (self.turn_out, self.turn_in))
         turned = left + (1 - left) * right  # 1 - cos cos, without cancellation for small angles
         change: Array = np.sqrt(np.maximum(self.d**2 + 2 * self.s * (self.s + self.d) * turned, 0))
         return change
 
 
-def rotation_angles(P: Array, Q: Array) -> Array:
-    """Return the angles of R = cayley(P Q^T - Q P^T), one for each of the r planes that it turns.
+def rotation_angles(P: Array, Q: Array, linear: bool = False) -> Array:
+    """Return the angles of R = cayley(A), or I + A, A = P Q^T - Q P^T, one for each of the r planes that it turns.
 
     A skew-symmetric A has eigenvalues +-i w, and R those of its Cayley transform, (1 + i w/2) / (1 - i w/2) = e^(i t)
-    with t = 2 atan(w/2). With [P, Q] = Z T and Z orthonormal, A = Z (T J T^T) Z^T where J = [[0, I], [-I, 0]]: the
-    singular values of that 2r x 2r core are the w, in pairs. They are also the eigenvalues of Y^T X in the kernels'
-    notation, which is not normal, so that small angles would be lost there.
+    with t = 2 atan(w/2); I + A has 1 + i w, with t = atan(w). With [P, Q] = Z T and Z orthonormal, A = Z (T J T^T) Z^T
+    where J = [[0, I], [-I, 0]]: the singular values of that 2r x 2r core are the w, in pairs. They are also the
+    eigenvalues of Y^T X in the kernels' notation, which is not normal, so that small angles would be lost there.
 
     Args:
         P: (n, r) with 2r <= n.
         Q: (n, r).
+        linear: R = I + A.
 
     Returns:
         (r,) degrees from 0 to 180, descending.
     """
     first, second = np.hsplit(np.linalg.qr(np.hstack([P, Q]), mode="r"), 2)
     core = first @ second.T - second @ first.T
-    angles: Array = np.rad2deg(2 * np.arctan(np.linalg.svd(core, compute_uv=False)[::2] / 2))
+    w = np.linalg.svd(core, compute_uv=False)[::2]
+    angles: Array = np.rad2deg(np.arctan(w) if linear else 2 * np.arctan(w / 2))
     return angles
 
 
-def vector_turns(P: Array, Q: Array, vectors: Array | None = None) -> Array:
-    """Return the angle between x and R x, R = cayley(P Q^T - Q P^T), for each of some vectors.
+def vector_turns(P: Array, Q: Array, vectors: Array | None = None, linear: bool = False) -> Array:
+    """Return the angle between x and R x, R = cayley(A) or I + A, A = P Q^T - Q P^T, for each of some vectors.
 
     Args:
         P: (n, r).
         Q: (n, r).
         vectors: (n, k), one per column; default, the n unit vectors.
+        linear: R = I + A.
 
     Returns:
         (k,) degrees from 0 to 180.
@@ -96,6 +107,9 @@ def vector_turns(P: Array, Q: Array, vectors: Array | None = None) -> Array:
     x = np.eye(len(P)) if vectors is None else vectors
     # R - I = X (I - Y^T X / 2)^-1 Y^T with X = [P, Q] and Y = [Q, -P], the identity of Woodbury.
     X, Y = np.hstack([P, Q]), np.hstack([Q, -P])
+    if linear:
+        grown: Array = np.rad2deg(np.arctan(np.linalg.norm(X @ (Y.T @ x), axis=0) / np.linalg.norm(x, axis=0)))
+        return grown
     difference = X @ np.linalg.solve(np.eye(X.shape[1]) - Y.T @ X / 2, Y.T @ x)
     # The chord of an angle, not its cosine: a small angle keeps its digits.
     chord = np.linalg.norm(difference, axis=0) / np.linalg.norm(x, axis=0)
@@ -126,7 +140,7 @@ def read_adapter(path: Path) -> dict[str, Array]:
 
 
 def adapter_movement(
-    tensors: Mapping[str, Array], components: Mapping[str, Sequence[int]], space: str
+    tensors: Mapping[str, Array], components: Mapping[str, Sequence[int]], space: str, linear: bool = False
 ) -> dict[str, Movement]:
     """Return how far a saved adapter moved each module that it adapts.
 
@@ -135,6 +149,7 @@ def adapter_movement(
         components: selected indices by module, as in `LorsaConfig.components`; may name modules without tensors.
         space: `LorsaConfig.space`. In "subspace" P and Q rotate R^k, the span of the selected vectors; in "ambient"
             R^m and R^n.
+        linear: `LorsaConfig.rotation` is "linear".
 
     Returns:
         {module name: movement}, in the order of `tensors`.
@@ -154,11 +169,11 @@ def adapter_movement(
         if module not in components:
             raise ValueError(f"LoRSA: no selected components are recorded for {module}.")
         parts = {part: tensors[f"{name}.lorsa_{part}"] for part in PARTS}
-        movements[module] = _movement(parts, list(components[module]), space, module)
+        movements[module] = _movement(parts, list(components[module]), space, module, linear)
     return movements
 
 
-def _movement(parts: Mapping[str, Array], indices: list[int], space: str, module: str) -> Movement:
+def _movement(parts: Mapping[str, Array], indices: list[int], space: str, module: str, linear: bool) -> Movement:
     U, V, k = parts["U"], parts["V"], len(indices)
     (m, n), r = (len(U), len(V)), parts["P_out"].shape[-1]
     rows, columns = (k, k) if space == "subspace" else (m, n)
@@ -178,8 +193,9 @@ def _movement(parts: Mapping[str, Array], indices: list[int], space: str, module
         indices=indices,
         s=parts["s"],
         d=parts["d"],
-        rotation_out=rotation_angles(P_out, Q_out),
-        rotation_in=rotation_angles(P_in, Q_in),
-        turn_out=vector_turns(P_out, Q_out, vectors[0]),
-        turn_in=vector_turns(P_in, Q_in, vectors[1]),
+        rotation_out=rotation_angles(P_out, Q_out, linear),
+        rotation_in=rotation_angles(P_in, Q_in, linear),
+        turn_out=vector_turns(P_out, Q_out, vectors[0], linear),
+        turn_in=vector_turns(P_in, Q_in, vectors[1], linear),
+        linear=linear,
     )

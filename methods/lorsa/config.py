@@ -28,7 +28,10 @@ class LorsaConfig(PeftConfig):
     - `space="ambient", rotate="all"`: every singular vector turns and the selected values change,
       W' = R_out (W + U_S diag(d) V_S^T) R_in^T. 2 r (m + n) + k parameters, and the cheapest in time.
 
-    Each R = cayley(P Q^T - Q P^T) with P, Q of rank r. With r = 0 nothing turns and only the singular values train.
+    Each R = cayley(A), A = P Q^T - Q P^T with P, Q of rank r, or in ambient space with `rotation="linear"` the first
+    two terms of its series, R = I + A. In a plane where A is [[0, -w], [w, 0]] the one turns by 2 atan(w/2) and keeps
+    all lengths, so that with d = 0 the singular values stay and |W' - W| is bounded; the other turns by atan(w) and
+    stretches by sqrt(1 + w^2), without a bound. With r = 0 nothing turns and only the singular values train.
 
     Args:
         target_modules: names (list) or regex (string) of the linear modules to adapt, or `"all-linear"`; as in LoRA.
@@ -41,6 +44,7 @@ class LorsaConfig(PeftConfig):
             ever lowered. U_S and V_S, k (m + n) numbers per module, are stored with the adapter and not counted.
         space: `"subspace"` or `"ambient"`.
         rotate: `"selected"` or `"all"`; `"all"` needs `space="ambient"`.
+        rotation: `"cayley"` or `"linear"`; `"linear"` needs `space="ambient"`.
         selection: the rule that ranks components. `"sensitivity"` and `"fisher"` need gradients, see
             `select_components`; `"principal"`, `"minor"` and `"random"` need nothing.
         allocation: `"layer"` gives each module k components, `"global"` the model k times the number of modules.
@@ -60,6 +64,7 @@ class LorsaConfig(PeftConfig):
     budget: float | None = field(default=None)
     space: str = field(default="ambient")
     rotate: str = field(default="all")
+    rotation: str = field(default="cayley")
     selection: str = field(default="principal")
     allocation: str = field(default="layer")
     components: dict[str, list[int]] | None = field(default=None)
@@ -77,6 +82,7 @@ class LorsaConfig(PeftConfig):
         for name, allowed in (
             ("space", ("subspace", "ambient")),
             ("rotate", ("selected", "all")),
+            ("rotation", ("cayley", "linear")),
             ("selection", SELECTIONS),
             ("allocation", ("layer", "global")),
             ("factors", ("compute", "saved")),
@@ -100,6 +106,8 @@ class LorsaConfig(PeftConfig):
             )
         if self.space == "subspace" and self.rotate == "all":
             raise MethodError("LoRSA: rotate=all turns every singular vector, which needs space=ambient.")
+        if self.space == "subspace" and self.rotation == "linear":
+            raise MethodError("LoRSA: rotation=linear needs space=ambient; in a subspace it is rotation=cayley.")
 
     def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
         """Write adapter_config.json, marked so that loading reads the stored factors instead of taking an SVD."""

@@ -18,6 +18,11 @@ if TYPE_CHECKING:
 Place = tuple["LorsaLinear", str]  # a layer and the name of one of its adapters
 
 
+def linear_core(P: Tensor) -> Tensor:
+    """Return the core (2r, 2r) of R = I + A, which is the identity: A = P Q^T - Q P^T = [P, -Q] [Q, P]^T."""
+    return torch.eye(2 * P.shape[1], dtype=P.dtype, device=P.device)
+
+
 class SharedCores:
     """What one layer gets of the last `share_cores`, by adapter."""
 
@@ -74,7 +79,7 @@ def _compute(layers: list[LorsaLinear]) -> None:
             if adapter not in layer.lorsa_d:
                 continue
             P = layer.lorsa_P_out[adapter]
-            if P.shape[-1] == 0 or not all(map(_is_whole, layer.core_parameters(adapter))):
+            if layer.linear[adapter] or P.shape[-1] == 0 or not all(map(_is_whole, layer.core_parameters(adapter))):
                 continue
             group = within if layer.form[adapter] == "subspace" else turning
             group[P.shape[1], P.dtype, P.device].append((layer, adapter))

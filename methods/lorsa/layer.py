@@ -23,7 +23,7 @@ from lorsa.methods.errors import MethodError
 from lorsa.methods.lorsa.basis import Basis
 from lorsa.methods.lorsa.cache import BasisCache, default_folder
 from lorsa.methods.lorsa.config import LorsaConfig
-from lorsa.methods.lorsa.cores import SharedCores
+from lorsa.methods.lorsa.cores import SharedCores, linear_core
 from lorsa.methods.partitioned import is_partitioned
 
 
@@ -63,6 +63,7 @@ class LorsaLinear(nn.Module, BaseTunerLayer):
         self.lorsa_s = BufferDict(persistent=True)
         self.lorsa_V = BufferDict(persistent=True)
         self.form: dict[str, str] = {}
+        self.linear: dict[str, bool] = {}  # R = I + A, in place of the rotation
         self.shared_cores = SharedCores()
         self.merged_adapters: list[str] = []
         # W as it was before merging: unmerging by subtraction would not give back the same bits.
@@ -90,6 +91,7 @@ class LorsaLinear(nn.Module, BaseTunerLayer):
             twice = next(index for index in indices if indices.count(index) > 1)
             raise MethodError(f"LoRSA: component {twice} of {name} is asked for twice.")
         self.form[adapter_name] = config.space if config.space == "subspace" else config.rotate
+        self.linear[adapter_name] = config.rotation == "linear"
         rows, columns = (k, k) if config.space == "subspace" else (m, n)
         # Under a global allocation a layer can get fewer than 2r components: it turns in as many planes as it has.
         r = min(config.r, k // 2) if config.space == "subspace" else config.r
@@ -146,8 +148,10 @@ class LorsaLinear(nn.Module, BaseTunerLayer):
         U, V = self.lorsa_U[adapter], self.lorsa_V[adapter]
         y = spectral_linear(y, x.to(V.dtype), U, self.lorsa_d[adapter], V)
         bias = self.base_layer.bias
-        # What follows the layer mostly keeps its output for the backward pass; then the rotation keeps nothing more.
-        return thin_rotation(y, P_out, Q_out, K_out, None if bias is None else bias.to(y.dtype), keep_output=True)
+        # What follows the layer mostly keeps its output for the backward pass; then a rotation keeps nothing more: it can
+        # be undone.
+        undone = not self.linear[adapter]
+        return thin_rotation(y, P_out, Q_out, K_out, None if bias is None else bias.to(y.dtype), keep_output=undone)
 
     def _subspace_forward(self, adapter: str, result: Tensor, x: Tensor) -> Tensor:
         (C,) = self.cores(adapter)
@@ -190,6 +194,8 @@ class LorsaLinear(nn.Module, BaseTunerLayer):
                 # Nothing is added, but the empty parameters get a gradient: DistributedDataParallel waits for each.
                 return (d + sum(side.sum() for side in self._rotations(adapter)),)
             return (subspace_core(P_out, Q_out, P_in, Q_in, s, d, [len(d)]).view(len(d), len(d)),)
+        if self.linear[adapter]:
+            return linear_core(P_out), linear_core(P_in)
         return rotation_core(P_out, Q_out, [len(P_out)])[0], rotation_core(P_in, Q_in, [len(P_in)])[0]
 
     def core_parameters(self, adapter: str) -> tuple[Tensor, ...]:
@@ -212,15 +218,16 @@ class LorsaLinear(nn.Module, BaseTunerLayer):
         U, V = self.lorsa_U[adapter].to(s.dtype), self.lorsa_V[adapter].to(s.dtype)
         if self.form[adapter] == "subspace":
             return U @ subspace_difference(P_out, Q_out, P_in, Q_in, s, d) @ V.mT
+        K_out, K_in = self.own_cores(adapter)
         if self.form[adapter] == "selected":
             # Rows of U^T are vectors of R^m: turning them is turning the columns of U.
-            turned_U = U + thin_rotation_difference(U.mT, P_out, Q_out).mT
-            turned_V = V + thin_rotation_difference(V.mT, P_in, Q_in).mT
+            turned_U = U + thin_rotation_difference(U.mT, P_out, Q_out, K=K_out).mT
+            turned_V = V + thin_rotation_difference(V.mT, P_in, Q_in, K=K_in).mT
             return (turned_U * (s + d)) @ turned_V.mT - (U * s) @ V.mT
         W = self._original_weight().to(s.dtype)
         turned = W + (U * d) @ V.mT
-        turned = turned + thin_rotation_difference(turned, P_in, Q_in)
-        turned = turned + thin_rotation_difference(turned.mT, P_out, Q_out).mT
+        turned = turned + thin_rotation_difference(turned, P_in, Q_in, K=K_in)
+        turned = turned + thin_rotation_difference(turned.mT, P_out, Q_out, K=K_out).mT
         return turned - W
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:

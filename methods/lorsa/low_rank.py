@@ -20,6 +20,7 @@ from torch import Tensor
 
 from lorsa.kernels import cayley_core, subspace_difference
 from lorsa.methods.errors import MethodError
+from lorsa.methods.lorsa.cores import linear_core
 from lorsa.methods.lorsa.layer import LorsaLinear
 from lorsa.methods.targets import is_quantized
 
@@ -76,7 +77,8 @@ def _difference(layer: LorsaLinear, adapter: str) -> tuple[Tensor, Tensor]:
     )
     if layer.form[adapter] == "subspace":
         return U @ subspace_difference(P_out, Q_out, P_in, Q_in, s, d), V
-    (X_out, G_out), (X_in, G_in) = _thin_rotation(P_out, Q_out), _thin_rotation(P_in, Q_in)
+    linear = layer.linear[adapter]
+    (X_out, G_out), (X_in, G_in) = _thin_rotation(P_out, Q_out, linear), _thin_rotation(P_in, Q_in, linear)
     if layer.form[adapter] == "selected":
         dV = X_in @ (G_in.mT @ V)
         far = ((V + dV) * (s + d)) @ (U.mT @ G_out)
@@ -88,9 +90,10 @@ def _difference(layer: LorsaLinear, adapter: str) -> tuple[Tensor, Tensor]:
     return torch.cat([U * d, X_out, near], dim=1), torch.cat([V, far, X_in], dim=1)
 
 
-def _thin_rotation(P: Tensor, Q: Tensor) -> tuple[Tensor, Tensor]:
-    """Return X and G (n, 2r) with cayley(P Q^T - Q P^T) = I + X G^T."""
-    return torch.cat([P, -Q], dim=1), torch.cat([Q, P], dim=1) @ cayley_core(P, Q).mT
+def _thin_rotation(P: Tensor, Q: Tensor, linear: bool) -> tuple[Tensor, Tensor]:
+    """Return X and G (n, 2r) with cayley(A), or I + A where it is `linear`, = I + X G^T; A = P Q^T - Q P^T."""
+    K = linear_core(P) if linear else cayley_core(P, Q)
+    return torch.cat([P, -Q], dim=1), torch.cat([Q, P], dim=1) @ K.mT
 
 
 def _compressed(left: Tensor, right: Tensor, rank: int | None) -> LowRank:

@@ -20,7 +20,7 @@ from lorsa.methods.lorsa.low_rank import low_rank_difference
 from lorsa.methods.targets import is_quantized
 
 every_form = pytest.mark.parametrize("form", FORMS)
-BOUNDS = {"subspace": 4, "selected": 8, "all": 8}  # k; 2k; k + 4r
+BOUNDS = {"subspace": 4, "selected": 8, "all": 8, "linear": 8}  # k; 2k; k + 4r
 # Under a global allocation modules get other ranks, and some no components at all.
 GLOBAL = {"allocation": "global", "k": 3, "r": 1}
 CASES = [(architecture, form, {}) for architecture in ARCHITECTURES for form in FORMS]

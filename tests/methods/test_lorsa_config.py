@@ -29,6 +29,11 @@ from lorsa.methods import LorsaConfig, MethodError
         ({"budget": float("nan")}, "LoRSA: budget=nan must be a percentage above 0 and up to 100, or null."),
         ({"budget": "0.1"}, "LoRSA: budget='0.1' must be a percentage above 0 and up to 100, or null."),
         ({"space": "image"}, "LoRSA: space='image' is not one of subspace, ambient."),
+        ({"rotation": "none"}, "LoRSA: rotation='none' is not one of cayley, linear."),
+        (
+            {"space": "subspace", "rotate": "selected", "rotation": "linear"},
+            "LoRSA: rotation=linear needs space=ambient; in a subspace it is rotation=cayley.",
+        ),
         ({"rotate": "none"}, "LoRSA: rotate='none' is not one of selected, all."),
         (
             {"selection": "best"},

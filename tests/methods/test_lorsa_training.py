@@ -160,7 +160,7 @@ def test_global_allocation_serves_layers_with_few_or_no_components(form: str, tm
     rotations = {name: 4 * min(r, len(part) // 2) * len(part) for name, part in shares.items()}
     if form != "subspace":
         # Rotations of the whole space need no component, but turning none of the vectors needs no rotation.
-        rotations = {name: 2 * r * 24 if part or form == "all" else 0 for name, part in shares.items()}
+        rotations = {name: 2 * r * 24 if part or form in ("all", "linear") else 0 for name, part in shares.items()}
     trained = sum(of.numel() for name, of in model.named_parameters() if "lorsa_" in name and of.requires_grad)
     assert trained == sum(rotations.values()) + 8
     perturb(model)
@@ -191,3 +191,16 @@ def test_peft_wraps_other_architectures_without_a_task():
     expected = plain(x)
     model = get_peft_model(plain, LorsaConfig(target_modules=["0", "2"], k=3))
     assert torch.equal(model(x), expected)
+
+
+def test_a_linear_rotation_stretches_what_it_turns_and_is_not_bounded():
+    """I + A has the singular values sqrt(1 + w^2), twice for each of its planes, and 1."""
+    model = adapt(build("bert"), "bert", "linear")
+    layer = next(iter(layers(model).values()))
+    P, Q = (layer.get_parameter(f"lorsa_{part}_in.default") for part in "PQ")
+    with torch.no_grad():
+        P.add_(3 * torch.linalg.qr(torch.cat([Q, torch.ones_like(Q)], dim=1))[0][:, 1:])  # across Q: w = 3
+    weight = layer.base_layer.weight.detach()
+    R = torch.linalg.lstsq(weight, weight + layer.get_delta_weight("default")).solution
+    expected = torch.tensor([10**0.5] * 2 + [1.0] * 10)
+    torch.testing.assert_close(torch.linalg.svdvals(R), expected, rtol=1e-3, atol=1e-3)

@@ -94,6 +94,7 @@ FORMS: dict[str, dict[str, Any]] = {
     "subspace": {"space": "subspace", "rotate": "selected", "k": 4, "r": 2},
     "selected": {"space": "ambient", "rotate": "selected", "k": 4, "r": 2},
     "all": {"space": "ambient", "rotate": "all", "k": 4, "r": 1},
+    "linear": {"space": "ambient", "rotate": "all", "rotation": "linear", "k": 4, "r": 1},
 }
 
 
@@ -149,9 +150,11 @@ def perturb(model: nn.Module, scale: float = 0.3, seed: int = 1, adapter: str = 
                     of[adapter] += scale * torch.randn(of[adapter].shape, generator=generator, dtype=of[adapter].dtype)
 
 
-def dense_rotation(P: Tensor, Q: Tensor) -> Tensor:
+def dense_rotation(P: Tensor, Q: Tensor, linear: bool = False) -> Tensor:
     A = P @ Q.mT - Q @ P.mT
     eye = torch.eye(A.shape[-1], dtype=A.dtype)
+    if linear:
+        return eye + A
     return torch.linalg.inv(eye - A / 2) @ (eye + A / 2)
 
 
@@ -168,7 +171,8 @@ def dense_weight(layer: LorsaLinear, indices: list[int], adapter: str = "default
     P_out, Q_out, P_in, Q_in = (
         getattr(layer, f"lorsa_{part}")[adapter].detach().double() for part in ("P_out", "Q_out", "P_in", "Q_in")
     )
-    out, inward, d = dense_rotation(P_out, Q_out), dense_rotation(P_in, Q_in), layer.lorsa_d[adapter].detach().double()
+    linear, d = layer.linear[adapter], layer.lorsa_d[adapter].detach().double()
+    out, inward = dense_rotation(P_out, Q_out, linear), dense_rotation(P_in, Q_in, linear)
     if layer.form[adapter] == "subspace":
         return W + U @ (out @ torch.diag(s + d) @ inward.mT - torch.diag(s)) @ V.mT
     if layer.form[adapter] == "selected":
