@@ -148,8 +148,8 @@ class LorsaLinear(nn.Module, BaseTunerLayer):
         U, V = self.lorsa_U[adapter], self.lorsa_V[adapter]
         y = spectral_linear(y, x.to(V.dtype), U, self.lorsa_d[adapter], V)
         bias = self.base_layer.bias
-        # What follows the layer mostly keeps its output for the backward pass; then a rotation keeps nothing more: it can
-        # be undone.
+        # What follows the layer mostly keeps its output for the backward pass; then a rotation keeps nothing more: it
+        # can be undone.
         undone = not self.linear[adapter]
         return thin_rotation(y, P_out, Q_out, K_out, None if bias is None else bias.to(y.dtype), keep_output=undone)
 
