@@ -4,7 +4,8 @@
     python scripts/comparison.py --models models --glue glue --workers 2
 
 A run that is in the CSV is not run again, on whatever machine it was made; one that a killed process left unfinished
-resumes from its checkpoint. A copy of the code outside git names its commit in LORSA_COMMIT.
+resumes from its checkpoint. On a CPU without bfloat16 arithmetic give `--precision fp32`; the CSV keeps what a run had.
+A copy of the code outside git names its commit in LORSA_COMMIT.
 `python scripts/comparison_report.py` makes the tables and the plot from the CSV.
 """
 
@@ -26,6 +27,7 @@ from typing import Any
 
 import yaml
 
+PRECISION = "engine.precision="  # what a run may have besides the plan's overrides, as the machine has it
 HERE = Path(__file__).resolve().parent
 CSV = HERE.parent / "docs" / "comparison" / "runs.csv"
 MODELS = {"compare_minilm": "minilm", "compare_smollm2": "smollm2_135m"}
@@ -68,6 +70,17 @@ class Row(Cell):
     def cell(self) -> Cell:
         """What it is a run of."""
         return Cell(self.stage, self.method, self.task, self.phase, self.lr, self.seed)
+
+    @property
+    def planned(self) -> list[str]:
+        """What the plan asked for: the overrides without the precision."""
+        return [each for each in json.loads(self.overrides) if not each.startswith(PRECISION)]
+
+    @property
+    def precision(self) -> str:
+        """What it ran in."""
+        given = [each[len(PRECISION) :] for each in json.loads(self.overrides) if each.startswith(PRECISION)]
+        return given[0] if given else "bf16"
 
 
 def read_rows(path: Path) -> list[Row]:
@@ -145,9 +158,9 @@ class Plan:
         """Return the rows that are what the plan asks for now: a changed grid or recipe leaves others behind."""
         searches = [row for row in rows if row.phase == "search"]
         cells: dict[Cell, list[str]] = dict(self.ready(searches))
-        searches = [row for row in searches if json.loads(row.overrides) == cells.get(row.cell)]
+        searches = [row for row in searches if row.planned == cells.get(row.cell)]
         cells = dict(self.ready(searches))
-        return [row for row in rows if json.loads(row.overrides) == cells.get(row.cell)]
+        return [row for row in rows if row.planned == cells.get(row.cell)]
 
     def overrides(self, cell: Cell, method: dict[str, Any]) -> list[str]:
         """Return what lorsa-run would be given for this run, without the paths."""
@@ -205,6 +218,7 @@ def main() -> int:
     parser.add_argument("--csv", type=Path, default=CSV)
     parser.add_argument("--plan", type=Path, default=HERE / "comparison.yaml")
     parser.add_argument("--workers", type=int, default=1, help="runs at a time, one thread each")
+    parser.add_argument("--precision", choices=("bf16", "fp32"), default="bf16", help="the plan's is bf16")
     parser.add_argument("--stage", action="append", default=[], help="only this stage; may be repeated")
     parser.add_argument("--method", action="append", default=[], help="only this label; may be repeated")
     parser.add_argument("--task", action="append", default=[], help="only this task; may be repeated")
@@ -215,7 +229,7 @@ def main() -> int:
     rows = plan.current(everything)
     done = {row.cell for row in rows}
     # A final run that waits for its rate's search is no current one, and is taken from here when it becomes one.
-    known = {(row.cell, row.overrides): row for row in everything}
+    known = {(row.cell, json.dumps(row.planned)): row for row in everything}
     print(f"{len(rows)} runs are in {args.csv}.", file=sys.stderr)
     if args.list:
         for cell, overrides in plan.ready(rows):
@@ -240,6 +254,8 @@ def main() -> int:
                     rows.append(row)
                     done.add(cell)
                     continue
+                if args.precision != "bf16":
+                    overrides = [*overrides, f"{PRECISION}{args.precision}"]
                 model = MODELS[plan.settings["stages"][cell.stage]["experiment"]]
                 paths = [f"model.path={args.models / model}", f"data.path={args.glue}", f"runs_dir={args.runs}"]
                 running[pool.submit(run_cell, cell, overrides, paths, log)] = cell

@@ -233,11 +233,11 @@ def report(rows: Sequence[Row], settings: Mapping[str, Any], folder: Path) -> st
             lines += ["", f"![Score against parameters]({file})"]
         lines += ["", "Learning rates, dev score with the search seed:", ""]
         lines += rates(of_stage, plan["methods"], tasks)
-    made = Counter((row.cpu, row.torch, row.peft) for row in rows)
+    made = Counter((row.cpu, row.precision, row.torch, row.peft) for row in rows)
     commits = sorted({row.commit for row in rows})
     lines += ["", "## What ran", ""]
-    for (cpu, torch, peft), count in sorted(made.items()):
-        lines.append(f"- {count} runs on {cpu}, one thread each, torch {torch}, peft {peft}.")
+    for (cpu, precision, torch, peft), count in sorted(made.items()):
+        lines.append(f"- {count} runs on {cpu} in {precision}, one thread each, torch {torch}, peft {peft}.")
     lines += [f"- Commits: {', '.join(commits)}."]
     return "\n".join(lines) + "\n"
 

@@ -111,6 +111,14 @@ def test_rows_that_the_plan_no_longer_asks_for_are_left_out(plan: comparison.Pla
     assert {each.cell for each in rows} - {each.cell for each in kept} >= {rows[0].cell}
 
 
+def test_a_run_in_another_precision_is_the_plans_and_says_so(plan: comparison.Plan, tmp_path: Path):
+    cell, overrides = next(plan.ready([]))
+    given = row(cell, overrides=json.dumps([*overrides, "engine.precision=fp32"]))
+    assert plan.current([given]) == [given]
+    assert "1 runs on x in fp32, one thread each" in comparison_report.report([given], PLAN, tmp_path)
+    assert row(cell, overrides=json.dumps(overrides)).precision == "bf16"
+
+
 def test_the_real_plan_composes():
     from lorsa.runner.compose import compose
     from lorsa.runner.validate import check
