@@ -18,3 +18,14 @@ def return_large_blocks() -> None:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
         mallopt(MMAP_THRESHOLD, LARGE)
+
+
+def return_free_memory() -> None:
+    """Give the pages of all free blocks back to the system, in this process.
+
+    Between phases that take blocks of other sizes, as training and evaluation do: what the one freed fits the other
+    badly, and the heap would grow beside it. Without glibc nothing happens.
+    """
+    malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if malloc_trim is not None:
+        malloc_trim(ctypes.c_size_t(0))

@@ -34,6 +34,7 @@ from lorsa.runner.callbacks import MethodHook, QuietProgress, Recorder, profiler
 from lorsa.runner.checkpoints import COMPLETE_FILE, complete_checkpoints, last_checkpoint, step_of
 from lorsa.runner.distributed import barrier, from_main, gathered, is_main, world_size
 from lorsa.runner.errors import DivergedError, UserError
+from lorsa.runner.heap import return_free_memory
 from lorsa.runner.rundir import RunDirectory, flush_to_disk, writing
 from lorsa.runner.schema import JobConfig
 from lorsa.runner.stop import deferred
@@ -123,6 +124,7 @@ class GlueTrainer(Trainer):
                 self._prepare_for_training(state.max_steps, self.get_train_dataloader(), None)
             self._load_from_checkpoint(str(checkpoint))
         else:
+            return_free_memory()
             with deferred():
                 self.train(resume_from_checkpoint=str(checkpoint) if checkpoint is not None else None)
         if self.state.best_global_step:
@@ -172,6 +174,7 @@ class GlueTrainer(Trainer):
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Score the selection splits; called by the Trainer after each epoch."""
+        return_free_memory()
         metrics = self.score({split: self.logits(rows) for split, rows in self.selection_rows.items()})
         prefixed = {f"eval_{name}": value for name, value in metrics.items()}
         self.log(dict(prefixed))

@@ -17,7 +17,8 @@ from lorsa.runner.errors import UserError
 from lorsa.runner.estimate.cards import CONTEXT
 from lorsa.runner.estimate.framework import framework_bytes
 from lorsa.runner.estimate.lengths import Lengths, largest, task_lengths, training_shapes, updates
-from lorsa.runner.estimate.memory import RunMemory
+from lorsa.runner.estimate.memory import estimate_memory
+from lorsa.runner.estimate.run_model import RunModel
 from lorsa.runner.estimate.time import find_speed, seconds
 from lorsa.runner.schema import EngineConfig, JobConfig
 from lorsa.runner.validate import ENGINES
@@ -92,7 +93,7 @@ def _run(cfg: JobConfig, card: int | None, all_engines: bool) -> Document:
     lengths = task_lengths(cfg)
     count = processes(cfg)
     steps = updates(cfg, len(lengths.train), count)
-    run = RunMemory(cfg, lengths, gpu, steps)
+    run = RunModel(cfg, lengths, gpu, steps)
     report = run.footprint.report
     speed = find_speed(cfg, count, gpu)
     took = None
@@ -141,7 +142,7 @@ def _engines(cfg: JobConfig, all_engines: bool) -> dict[str, EngineConfig]:
 
 
 def _memory(
-    cfg: JobConfig, engine: EngineConfig, run: RunMemory, lengths: Lengths, gpu: bool, card: int | None
+    cfg: JobConfig, engine: EngineConfig, run: RunModel, lengths: Lengths, gpu: bool, card: int | None
 ) -> Document:
     changed = copy.deepcopy(cfg)
     changed.engine = engine
@@ -153,7 +154,7 @@ def _memory(
             framework = framework_bytes(engine.name) + _TOKENIZER_BYTES * run.vocabulary
     except UserError as error:
         return {"refused": str(error)}
-    memory = run.on(engine, count, training_shapes(cfg, lengths, count), framework)
+    memory = estimate_memory(run, engine, count, training_shapes(cfg, lengths, count), framework)
     needed = memory.peak + (CONTEXT if gpu else 0)
     return {
         "peak_bytes": memory.peak,
@@ -165,7 +166,7 @@ def _memory(
     }
 
 
-def _disk(cfg: JobConfig, run: RunMemory, lengths: Lengths) -> Document:
+def _disk(cfg: JobConfig, run: RunModel, lengths: Lengths) -> Document:
     """Return bytes of a run's folder in the end, of its checkpoints while it lasts, and of the bases' cache."""
     has = run.footprint
     adapter = has.trained_bytes + has.bases

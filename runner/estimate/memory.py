@@ -1,8 +1,8 @@
 """The most memory that one process of a run has in use, and what for.
 
-A run is played through, phase after phase, with the sizes of what it holds and the allocations of a real forward and
-backward pass (trace.py), on a model of the allocator (pool.py). What each engine holds is in the comments; the order of
-things is that of job.py, GlueTrainer and, for ZeRO, DeepSpeed 0.19's stage_1_and_2.py and stage3.py.
+A run is played through, phase after phase, with the sizes of what it holds (run_model.py) and the allocations of a real
+forward and backward pass (trace.py), on a model of the allocator (pool.py). What each engine holds is in the comments;
+the order of things is that of job.py, GlueTrainer and, for ZeRO, DeepSpeed 0.19's stage_1_and_2.py and stage3.py.
 """
 
 from __future__ import annotations
@@ -15,26 +15,21 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import nn
 
-from lorsa.methods import LorsaConfig, Report
-from lorsa.methods.lorsa.budget import resolve_budget
-from lorsa.runner.estimate.lengths import Lengths, Shape, drawn_shapes, evaluation_shapes, largest
-from lorsa.runner.estimate.parameters import adapted, basis_bytes, basis_shapes, empty_model, needs_calibration
+from lorsa.runner.estimate.lengths import Shape, drawn_shapes, evaluation_shapes, largest
+from lorsa.runner.estimate.parameters import needs_calibration
 from lorsa.runner.estimate.pool import Pool, main_memory
-from lorsa.runner.estimate.trace import FakeModel, Trace
+from lorsa.runner.estimate.run_model import RunModel
+from lorsa.runner.estimate.trace import Trace
 from lorsa.runner.heap import return_large_blocks
-from lorsa.runner.method import build_method
-from lorsa.runner.schema import EngineConfig, JobConfig
+from lorsa.runner.schema import EngineConfig
 from lorsa.runner.zero import is_zero, is_zero3
 
 WEIGHTS, BASES, GRADIENTS, OPTIMIZER = "weights", "bases", "gradients", "optimizer"
 ACTIVATIONS, COMMUNICATION, FRAMEWORK, FILES = "activations", "communication", "framework", "checkpoint read"
 PARTS = (WEIGHTS, BASES, GRADIENTS, OPTIMIZER, ACTIVATIONS, COMMUNICATION, FILES, FRAMEWORK)
 
-# Numbers of Adam's size that an optimizer keeps for each number that it trains.
-_STATES = {"adamw_torch": 2, "adamw_torch_fused": 2, "sgd": 0, "adagrad": 1, "rmsprop": 1, "adafactor": 0}
 # cuBLAS' workspace, which PyTorch's allocator counts: 32 MiB on Hopper, 8 MiB before (CUDABlas.cpp).
 _CUBLAS = 32 * 2**20
 # Updates that are played, before the one with the most tokens.
@@ -56,125 +51,26 @@ class Memory:
     phase: str
 
 
-@dataclass
-class Footprint:
-    """What the memory of a run follows from, whatever its engine. Sizes in bytes.
-
-    Attributes:
-        report: what trains.
-        trained: of each trained parameter.
-        frozen: of all others together.
-        stored: of those weights that are in the checkpoint in the dtype they are used in.
-        large: of the largest parameter, in float32.
-        bases: of LoRSA's singular vectors in the adapted model.
-        files: of the bases on disk.
-        modules: for each module with parameters of its own, their numbers and bytes: what ZeRO-3 gathers at once.
-        whole: of the parameters that ZeRO-3 leaves whole, by their numbers.
-    """
-
-    report: Report
-    trained: list[int]
-    frozen: int
-    stored: int
-    large: int
-    bases: int
-    files: int
-    modules: list[tuple[int, int]]
-    parameters: list[tuple[int, int, bool]]
-
-    @property
-    def trained_bytes(self) -> int:
-        """All trained parameters together."""
-        return sum(self.trained)
-
-
-class RunMemory:
-    """Estimates of one run under any engine.
+def estimate_memory(
+    run: RunModel, engine: EngineConfig, processes: int, shapes: Sequence[Shape], framework: int
+) -> Memory:
+    """Return the estimate of a run under an engine.
 
     Args:
-        cfg: the run.
-        lengths: of its rows.
-        gpu: whether it is a GPU's memory, or else main memory of a run on the CPU.
-        updates: of the optimizer.
+        run: the run's model; `run.gpu` says whose memory is meant.
+        engine: the engine.
+        processes: how many.
+        shapes: of the batches that a process trains on.
+        framework: bytes that the process has in use without a model.
     """
+    most = largest(shapes)
+    # In main memory some others than the largest are played too, for the holes that they leave.
+    played = [most, most] if run.gpu else [*shapes[:_FIRST], most, shapes[0], most]
 
-    def __init__(self, cfg: JobConfig, lengths: Lengths, gpu: bool, updates: int) -> None:
-        self.cfg, self.lengths, self.gpu = cfg, lengths, gpu
-        model, report, _ = adapted(cfg, updates)
-        if cfg.train.gradient_checkpointing:
-            # Found on the base model: PEFT's wrapper passes it on.
-            model.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
-        self.footprint = _footprint(cfg, model, report)
-        self.vocabulary = int(model.config.vocab_size)  # type: ignore[union-attr, arg-type]
-        self.width = int(model.config.hidden_size)  # type: ignore[union-attr, arg-type]
-        self.states = _STATES.get(cfg.optim.name, 2)
-        self.labels = torch.long if cfg.task.labels else torch.float32
-        self._adapted = FakeModel(model, fused_attention=gpu)
-        self._traces: dict[tuple[str, Shape], Trace] = {}
+    def play() -> Memory:
+        return _Play(run, engine, processes, played, framework).result()
 
-    def on(self, engine: EngineConfig, processes: int, shapes: Sequence[Shape], framework: int) -> Memory:
-        """Return the estimate for an engine.
-
-        Args:
-            engine: the engine.
-            processes: how many.
-            shapes: of the batches that a process trains on.
-            framework: bytes that the process has in use without a model.
-        """
-
-        def play() -> Memory:
-            return _Play(self, engine, processes, self._some(shapes), framework).result()
-
-        return play() if self.gpu else in_a_child(play)
-
-    def _some(self, shapes: Sequence[Shape]) -> list[Shape]:
-        """Return the shapes that are played: the largest, and in main memory, for the holes, some others."""
-        most = largest(shapes)
-        if self.gpu:
-            return [most, most]
-        return [*shapes[:_FIRST], most, shapes[0], most]
-
-    def passed(
-        self, kind: str, shape: Shape, engine: EngineConfig, precision: str, pool: Pool | None, drop: bool = False
-    ) -> Trace:
-        """Return the allocations of one pass, training or evaluation; a pool has taken them, if one is given."""
-        partitioned = is_zero3(engine)
-        key = (f"{kind} {precision} {partitioned}", shape)
-        if pool is None and key in self._traces:
-            return self._traces[key]
-        trace = (
-            self._adapted.training_pass(*shape, self.labels, precision, partitioned, pool, drop)
-            if kind == "training"
-            else self._adapted.evaluation_pass(*shape, precision, pool)
-        )
-        if pool is None:
-            self._traces[key] = trace
-        return trace
-
-    def modules(self) -> list[nn.Module]:
-        """Return the modules of the adapted model."""
-        return list(self._adapted.model.modules())
-
-    def zero_grad(self) -> None:
-        """Let the gradients go that a pool has taken."""
-        self._adapted.model.zero_grad(set_to_none=True)
-
-    def calibration(self, shapes: list[Shape], precision: str, pool: Pool | None) -> Trace:
-        """Return the allocations of looking at gradients before the training."""
-        key = (f"calibration {precision}", (len(shapes), 0))
-        if pool is None and key in self._traces:
-            return self._traces[key]
-        base = empty_model(self.cfg)
-        method = build_method(self.cfg.method)
-        assert isinstance(method, LorsaConfig)
-        method.modules_to_save = base.head
-        resolve_budget(base.model, method)
-        fake = FakeModel(base.model, fused_attention=self.gpu)
-        fitted = self.cfg.train.probe_rows is not None
-        trace = fake.calibration_passes(shapes, self.labels, method, self.gpu, fitted, precision, pool)
-        if pool is None:
-            self._traces[key] = trace
-        return trace
+    return play() if run.gpu else in_a_child(play)
 
 
 def looked_at(engine: EngineConfig) -> str:
@@ -205,43 +101,11 @@ def in_a_child(play: Callable[[], Memory]) -> Memory:
     return result
 
 
-def _footprint(cfg: JobConfig, model: torch.nn.Module, report: Report) -> Footprint:
-    trained, frozen, base = [], 0, 0
-    parameters = []
-    stored_dtype = empty_model(cfg).stored_dtype
-    for name, parameter in model.named_parameters():
-        parameters.append((parameter.numel(), parameter.nbytes, parameter.requires_grad))
-        if parameter.requires_grad:
-            trained.append(parameter.nbytes)
-        else:
-            frozen += parameter.nbytes
-        if parameter.dtype == stored_dtype and not any(part in name for part in ("lora", "modules_to_save")):
-            base += parameter.nbytes
-    bases = sum(buffer.nbytes for name, buffer in model.named_buffers() if "lorsa_" in name)
-    frozen += sum(buffer.nbytes for name, buffer in model.named_buffers() if "lorsa_" not in name)
-    dtype = getattr(torch, cfg.model.dtype)
-    return Footprint(
-        report=report,
-        trained=trained,
-        frozen=frozen,
-        stored=0 if cfg.model.gguf_file is not None else base,
-        large=4 * max(number for number, _, _ in parameters),
-        bases=bases,
-        files=sum(basis_bytes(shape, dtype) for shape in basis_shapes(cfg)),
-        modules=[
-            (sum(p.numel() for p in own), sum(p.nbytes for p in own))
-            for own in (list(module.parameters(recurse=False)) for module in model.modules())
-            if own
-        ],
-        parameters=parameters,
-    )
-
-
 class _Play:
     """One run under one engine, played through on a pool."""
 
     def __init__(
-        self, run: RunMemory, engine: EngineConfig, processes: int, shapes: list[Shape], framework: int
+        self, run: RunModel, engine: EngineConfig, processes: int, shapes: list[Shape], framework: int
     ) -> None:
         self.run, self.cfg, self.has = run, run.cfg, run.footprint
         self.engine, self.processes, self.shapes = engine, processes, shapes
@@ -340,6 +204,7 @@ class _Play:
         """Two updates: the optimizer's state comes with the first."""
         self.pool.phase = "training step"
         pool, trained = self.pool, self.has.trained_bytes
+        pool.trim()
         self.prepare()
         for update, shape in enumerate(self.shapes):
             gathered = self.gather() if self.zero3 else []
@@ -459,6 +324,7 @@ class _Play:
         """Score the longest rows."""
         pool = self.pool
         pool.phase = "evaluation"
+        pool.trim()
         parts = [self.run.lengths.dev, *self.run.lengths.splits.values()]
         shapes = [evaluation_shapes(self.cfg, rows)[0] for rows in parts if rows]
         if shapes:

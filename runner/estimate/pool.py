@@ -6,6 +6,8 @@ import ctypes
 import platform
 from collections import Counter
 
+from lorsa.runner.heap import return_free_memory
+
 KEPT = "holes of the heap"
 
 
@@ -66,6 +68,9 @@ class Pool:
         self._by_part[part] += size
         self._live[key] = (size, part)
 
+    def trim(self) -> None:
+        """Give what is free back to the system, as a run does between its phases."""
+
     def _place(self, key: int, size: int, mapped: bool) -> int:
         """Find room for a block; returns what is free and still counts."""
         return 0
@@ -105,15 +110,28 @@ class MainMemory(Pool):
         self._libc = ctypes.CDLL(None)
         self._libc.mallinfo2.restype = _MallInfo
         self._libc.free.argtypes = [ctypes.c_void_p]
-        self._libc.malloc_trim(ctypes.c_size_t(0))
+        self._libc.sbrk.restype = ctypes.c_size_t
+        return_free_memory()
         self._at: dict[int, int] = {}
         self._own = 0
         self._holes = 0
         self._start = self._heap()
+        # Of the last trim: the heap's end, the free bytes before it that lost their pages, what was taken before it
+        # then and now, and the most that was since.
+        self._end = self._trimmed = self._inside_then = self._inside = self._inside_since = 0
 
     def _heap(self) -> int:
         info = self._libc.mallinfo2()
         return int(info.arena + info.hblkhd)
+
+    def trim(self) -> None:
+        """Do so with the real heap, and remember how much of it has no pages now."""
+        return_free_memory()
+        self._trimmed = max(0, self._heap() - self._start - self._own)
+        self._end = self._libc.sbrk(0)
+        self._inside = sum(self._live[key][0] for key, address in self._at.items() if address < self._end)
+        self._inside_then = self._inside_since = self._inside
+        self._holes = 0
 
     def _place(self, key: int, size: int, mapped: bool) -> int:
         if not mapped and size:
@@ -121,15 +139,23 @@ class MainMemory(Pool):
             self._libc.posix_memalign(ctypes.byref(block), ctypes.c_size_t(64), ctypes.c_size_t(size))
             self._at[key] = block.value or 0
             self._own += size
+            if self._at[key] < self._end:
+                self._inside += size
+                self._inside_since = max(self._inside_since, self._inside)
         # To ask costs as much as there are holes.
         if size > 2**20 or key % 16 == 0:
-            self._holes = max(0, self._heap() - self._start - self._own)
+            # What is taken there since then has gone where there were no pages, for as long as it could.
+            away = max(0, self._trimmed - (self._inside_since - self._inside_then))
+            self._holes = max(0, self._heap() - self._start - self._own - away)
         return self._holes
 
     def _leave(self, key: int, size: int) -> None:
         if key in self._at:
-            self._libc.free(self._at.pop(key))
+            address = self._at.pop(key)
+            self._libc.free(address)
             self._own -= size
+            if address < self._end:
+                self._inside -= size
 
 
 def main_memory() -> Pool:
