@@ -38,6 +38,12 @@ RECORDED_PACKAGES = (
 )
 
 
+def quiet_deepspeed() -> None:
+    """Where there is no GPU, tell DeepSpeed so: Accelerate imports it if it is installed, and it would warn of that."""
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+
+
 def prepare_device(engine: EngineConfig) -> torch.device:
     """Check that the device and the precision asked for are there, and set the number of threads.
 
@@ -47,9 +53,7 @@ def prepare_device(engine: EngineConfig) -> torch.device:
     if engine.threads is not None:
         torch.set_num_threads(engine.threads)
     gpu = torch.cuda.is_available()
-    if not gpu:
-        # Accelerate imports DeepSpeed wherever it is installed, which would say that it looked for a GPU.
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    quiet_deepspeed()
     if engine.device == "cuda" and not gpu:
         build = "this PyTorch is built without CUDA" if torch.version.cuda is None else "PyTorch sees no GPU"
         raise UserError(f"engine.device=cuda, but {build}; use engine.device=cpu, or auto.")

@@ -83,6 +83,7 @@ def load_run(run: FinishedRun) -> tuple[BaseModel, nn.Module]:
     """
     import transformers
 
+    from lorsa.runner.device import quiet_deepspeed
     from lorsa.runner.glue.fingerprint import content_fingerprint
     from lorsa.runner.models import load_model, load_tokenizer
     from lorsa.runner.signature import model_folder
@@ -92,6 +93,7 @@ def load_run(run: FinishedRun) -> tuple[BaseModel, nn.Module]:
         raise UserError(f"{folder} is not the model that {run.directory.path} was trained on: its files have changed.")
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
+    quiet_deepspeed()
     base = load_model(run.cfg, load_tokenizer(run.cfg))
     if getattr(base.model, "is_quantized", False):
         raise UserError(f"model {run.cfg.model.path}: its weights are quantised; name one in floating point.")
