@@ -34,7 +34,7 @@ class Footprint:
         bases: of LoRSA's singular vectors in the adapted model.
         files: of the bases on disk.
         modules: for each module with parameters of its own, their numbers and bytes: what ZeRO-3 gathers at once.
-        whole: of the parameters that ZeRO-3 leaves whole, by their numbers.
+        parameters: of each, its number, its bytes, and whether it trains.
     """
 
     report: Report
