@@ -1,6 +1,7 @@
 """A real SLURM for the tests: one development cluster, shared by all workers of a test run."""
 
 import fcntl
+import math
 import os
 import random
 import shutil
@@ -41,6 +42,11 @@ class Cluster:
         """A line per job or array element, also five minutes past its end; `form` is squeue's --format."""
         job_list = ["--jobs", ",".join(jobs)] if jobs else []
         return self.run("squeue", "--noheader", "--array", "--states=all", f"--format={form}", *job_list).splitlines()
+
+    def limit_time_left(self, job: str, seconds: int) -> None:
+        """Give a running job a time limit that it reaches in `seconds` to `seconds` + 60: SLURM counts in minutes."""
+        elapsed = time.time() - time.mktime(time.strptime(self.squeue(job, form="%S")[0], "%Y-%m-%dT%H:%M:%S"))
+        self.run("scontrol", "update", f"JobId={job}", f"TimeLimit={math.ceil((elapsed + seconds) / 60)}")
 
     def restart_controller(self) -> None:
         """Kill -9 slurmctld and start it again.

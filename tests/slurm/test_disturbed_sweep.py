@@ -28,10 +28,10 @@ def test_a_disturbed_sweep_ends_like_a_quiet_one(cluster: Cluster, alone: None, 
     # Nothing begins before all is submitted.
     filler = cluster.submit("sleep 600", "--ntasks=8", cwd=tmp_path)
 
-    # One run on a partition that is preempted, one with a time limit that it cannot keep, then the sweep of all 24.
+    # One run on a partition that is preempted, one that will get a time limit, then the sweep of all 24.
     said = sweeps.launch("method=lorsa", "seed=0", "resources.partition=low")
     assert "1 runs: 1 to do. Submitted 1 runs" in said
-    sweeps.launch("method=lorsa", "seed=1", "resources.minutes=2", "resources.signal_seconds=20", "resources.retries=9")
+    sweeps.launch("method=lorsa", "seed=1", "resources.minutes=60", "resources.signal_seconds=90")
     said = sweeps.launch(*SWEEP)
     assert "24 runs: 22 to do" in said
     assert len(sweeps.states()) == 24
@@ -62,9 +62,10 @@ def test_a_disturbed_sweep_ends_like_a_quiet_one(cluster: Cluster, alone: None, 
         cluster.node_down(vanishing)
         cluster.node_up(vanishing)
 
-        # The time limit. All others go on, and only then can this one be waited for.
+        # The time limit, which leaves a minute and a half for saving beside all others, once they go on.
         for name in set(frozen.pids) - {limited}:
             frozen.thaw(name)
+        cluster.limit_time_left(frozen.jobs[limited], 100)
         wait_for(lambda: frozen.told_to_stop(limited), "SLURM tells the limited run to stop", 150)
         frozen.thaw(limited)
 
