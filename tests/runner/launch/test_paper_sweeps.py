@@ -9,11 +9,10 @@ from lorsa.runner.validate import check
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("size", "runs", "gpus"), [("7b", 270, 4), ("13b", 225, 8)])
-def test_a_dry_run_shows_the_paper_s_sweep(command, tmp_path, size, runs, gpus):
-    done = command(
-        "-m", f"experiment=llama2_{size}_glue", "hydra/launcher=slurm", "dry_run=true", "resources.account=me"
-    )
+@pytest.mark.parametrize(("size", "tasks", "runs", "gpus"), [("7b", (), 270, 4), ("13b", ("task=cola,mnli",), 50, 8)])
+def test_a_dry_run_shows_the_paper_s_sweep(command, tmp_path, size, tasks, runs, gpus):
+    words = (f"experiment=llama2_{size}_glue", "hydra/launcher=slurm", "dry_run=true", "resources.account=me", *tasks)
+    done = command("-m", *words)
     assert done.returncode == 0, done.stderr
     assert f"{runs} runs: {runs} to do." in done.stdout
     assert re.findall(r"^#SBATCH --(?:array|account|gpus-per-node|ntasks-per-node)=.*$", done.stdout, re.MULTILINE) == [
