@@ -44,6 +44,7 @@ def report(
     ] = None,
     with_wnli: Annotated[bool, typer.Option("--with-wnli", help="Count WNLI in the average.")] = False,
     form: Annotated[Format, typer.Option("--format", help="What to print the tables as.")] = Format.TABLE,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document: --format json.")] = False,
     out: Annotated[Path | None, typer.Option(metavar="FILE", help="Write there instead of printing.")] = None,
     html: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Also write all of it, with plots, as one file for a browser.")
@@ -55,6 +56,10 @@ def report(
     Runs that do not compare (demo and GLUE, other protocols, other rows) get tables of their own, and only runs that
     differ in nothing but the seed are averaged.
     """
+    if as_json:
+        if form not in (Format.TABLE, Format.JSON):
+            raise UserError(f"--json and --format {form.value} ask for different forms; leave one of them out.")
+        form = Format.JSON
     for option, path in (("--out", out), ("--html", html)):
         if path is not None:
             _check_place(option, path)

@@ -65,6 +65,7 @@ def test_json_is_strict_and_names_its_version(runs):
     found = json.loads(lorsa_report(runs, "--format", "json"), parse_constant=refuse)
     assert found["report_version"] == 1
     assert set(found) == {"report_version", "baseline", "left_out", "tables"}
+    assert json.loads(lorsa_report(runs, "--json")) == found
 
 
 def test_markdown_tables_have_as_many_cells_in_every_line(runs):

@@ -137,6 +137,7 @@ def test_filters(runs, filters, methods, tasks):
         (["--html", "nowhere/report.html"], ["--html", "there is no folder", "nowhere"]),
         (["--html", "."], ["--html", "this is a folder"]),
         (["--out", "nowhere/report.csv", "--format", "csv"], ["--out", "there is no folder"]),
+        (["--json", "--format", "csv"], ["--json", "--format csv"]),
         (["gone"], ["gone"]),
     ],
 )
