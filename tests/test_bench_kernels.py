@@ -3,54 +3,41 @@
 from __future__ import annotations
 
 import csv
-import importlib.util
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-SCRIPT = Path(__file__).resolve().parents[1] / "scripts" / "bench_kernels.py"
+SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
+sys.path.insert(0, str(SCRIPTS))
+
+from kernel_bench import measure, models  # noqa: E402  # beside the script that runs them
 
 
-def load() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("bench_kernels", SCRIPT)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["bench_kernels"] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-bench_kernels = load()
-
-
-@pytest.mark.parametrize("form", bench_kernels.FORMS)
+@pytest.mark.parametrize("form", models.FORMS)
 def test_the_floor_counts_the_products_that_an_adapter_adds(form: str, monkeypatch: pytest.MonkeyPatch):
     m, n, tokens, k, r = 96, 160, 256, 16, 1
-    monkeypatch.setattr(bench_kernels, "MODULES", ("0",))
-    bench = bench_kernels.Bench("cpu", Path(), seconds=0, quick=False, compiled=False, built=False)
+    monkeypatch.setattr(models, "MODULES", ("0",))
+    bench = measure.Bench("cpu", Path(), seconds=0, quick=False, compiled=False, built=False)
     base = nn.Sequential(nn.Linear(n, m, bias=False)).requires_grad_(False)
     x = torch.randn(tokens, n, requires_grad=True)
 
-    def contender(name: str, model: nn.Module) -> bench_kernels.Contender:
-        return bench_kernels.Contender(
-            name, lambda: getattr(model, "base_model", model)(x), lambda y: y.sum().backward()
-        )
+    def contender(name: str, model: nn.Module) -> measure.Contender:
+        return measure.Contender(name, lambda: getattr(model, "base_model", model)(x), lambda y: y.sum().backward())
 
-    monkeypatch.setattr(bench_kernels, "FORMS", {form: bench_kernels.FORMS[form]})
-    frozen, *_, adapted = bench_kernels.models(bench, base, contender, [(m, n)], tokens, 1.0, k=k)
+    monkeypatch.setattr(models, "FORMS", {form: models.FORMS[form]})
+    frozen, *_, adapted = models.models(bench, base, contender, [(m, n)], tokens, 1.0, k=k)
     counts = []
     for each in (frozen, adapted):
         with FlopCounterMode(display=False) as counter:
             each.step()
         counts.append(counter.get_total_flops())
-    assert counts[0] == bench_kernels.flops_of_base([(m, n)], tokens, 0, n)
-    floor = bench_kernels.adapter_flops(form, m, n, tokens, k, r)
+    assert counts[0] == models.flops_of_base([(m, n)], tokens, 0, n)
+    floor = models.adapter_flops(form, m, n, tokens, k, r)
     # The reference also multiplies matrices without a large side, and takes gradients of U_S and V_S beside the sides.
     more = 4 * tokens * (m + n) * k / 2 if form == "selected" else 0
     assert floor <= counts[1] - counts[0] <= 1.1 * (floor + more)
@@ -59,18 +46,18 @@ def test_the_floor_counts_the_products_that_an_adapter_adds(form: str, monkeypat
 def test_kept_bytes_are_those_of_the_activations():
     layer, x = nn.Linear(8, 4), torch.randn(16, 8)
 
-    def contender(*fixed: torch.Tensor) -> bench_kernels.Contender:
-        return bench_kernels.Contender("", lambda: layer(x).exp().exp(), lambda y: y.sum().backward(), fixed)
+    def contender(*fixed: torch.Tensor) -> measure.Contender:
+        return measure.Contender("", lambda: layer(x).exp().exp(), lambda y: y.sum().backward(), fixed)
 
     # x, and the results of both exponentials.
-    assert bench_kernels.kept_bytes(contender(*layer.parameters())) == 4 * 16 * (8 + 4 + 4)
-    assert bench_kernels.kept_bytes(contender(*layer.parameters(), x)) == 4 * 16 * (4 + 4)
+    assert measure.kept_bytes(contender(*layer.parameters())) == 4 * 16 * (8 + 4 + 4)
+    assert measure.kept_bytes(contender(*layer.parameters(), x)) == 4 * 16 * (4 + 4)
 
 
 @pytest.mark.slow
 def test_every_group_is_measured(tmp_path: Path):
     path = tmp_path / "bench.csv"
-    command = [sys.executable, str(SCRIPT), "--quick", "--no-compile", "--csv", str(path)]
+    command = [sys.executable, str(SCRIPTS / "bench_kernels.py"), "--quick", "--no-compile", "--csv", str(path)]
     for only in ("ops,layer,step", "step"):  # the second time, the other groups stay
         done = subprocess.run([*command, "--only", only], capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, done.stderr
