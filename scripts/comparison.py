@@ -4,7 +4,9 @@
     python scripts/comparison.py --models models --glue glue --workers 2
 
 A run that is in the CSV is not run again, on whatever machine it was made; one that a killed process left unfinished
-resumes from its checkpoint. On a CPU without bfloat16 arithmetic give `--precision fp32`; the CSV keeps what a run had.
+resumes from its checkpoint. On a CPU without bfloat16 arithmetic give `--precision fp32`; the CSV keeps what a run had,
+a learning rate is chosen among searches of one precision, and differences are taken within one: `--partners` runs the
+reference again where only another method has a run in that precision.
 A copy of the code outside git names its commit in LORSA_COMMIT.
 `python scripts/comparison_report.py` makes the tables and the plot from the CSV.
 """
@@ -18,6 +20,7 @@ import json
 import multiprocessing
 import os
 import sys
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -28,6 +31,8 @@ from typing import Any
 import yaml
 
 PRECISION = "engine.precision="  # what a run may have besides the plan's overrides, as the machine has it
+PRECISIONS = ("bf16", "fp32")  # the plan's first
+REFERENCE = "lora r=8"
 HERE = Path(__file__).resolve().parent
 CSV = HERE.parent / "docs" / "comparison" / "runs.csv"
 MODELS = {"compare_minilm": "minilm", "compare_smollm2": "smollm2_135m"}
@@ -80,7 +85,7 @@ class Row(Cell):
     def precision(self) -> str:
         """What it ran in."""
         given = [each[len(PRECISION) :] for each in json.loads(self.overrides) if each.startswith(PRECISION)]
-        return given[0] if given else "bf16"
+        return given[0] if given else PRECISIONS[0]
 
 
 def read_rows(path: Path) -> list[Row]:
@@ -127,6 +132,10 @@ class Plan:
         for stage in stages:
             if stage not in known:
                 raise SystemExit(f"There is no stage {stage}; the stages are {', '.join(known)}.")
+        for stage in known:
+            for method in self.settings["stages"][stage]["methods"]:
+                if any(each.startswith(PRECISION) for each in method["overrides"]):
+                    raise SystemExit(f"{path}: {method['label']} may not set {PRECISION[:-1]}; that is --precision.")
         self.methods = [
             (stage, method)
             for stage in stages or known
@@ -139,17 +148,22 @@ class Plan:
 
     def ready(self, rows: Iterable[Row]) -> Iterator[tuple[Cell, list[str]]]:
         """Yield the runs that can start now and their overrides, in order; those in `rows` among them."""
-        scores = {(row.stage, row.method, row.task, row.lr): row.dev for row in rows if row.phase == "search"}
+        rows = [row for row in rows if row.phase == "search"]
+        scores = {(row.stage, row.method, row.task, row.precision, row.lr): row.dev for row in rows}
         for stage, method in self.methods:
             for task in self.tasks:
                 rates = [float(rate) for rate in method["lr"]]
                 for rate in rates:
                     cell = Cell(stage, method["label"], task, "search", rate, self.settings["search_seed"])
                     yield cell, self.overrides(cell, method)
-                found = [scores.get((stage, method["label"], task, rate)) for rate in rates]
-                if None in found:
+                found = [
+                    [scores.get((stage, method["label"], task, precision, rate)) for rate in rates]
+                    for precision in PRECISIONS
+                ]
+                whole = [devs for devs in found if None not in devs]
+                if not whole:
                     continue
-                best = rates[max(range(len(rates)), key=lambda index: found[index] or 0.0)]
+                best = rates[max(range(len(rates)), key=lambda index: whole[0][index] or 0.0)]
                 for seed in self.settings["stages"][stage]["seeds"]:
                     cell = Cell(stage, method["label"], task, "final", best, seed)
                     yield cell, self.overrides(cell, method)
@@ -160,7 +174,33 @@ class Plan:
         cells: dict[Cell, list[str]] = dict(self.ready(searches))
         searches = [row for row in searches if row.planned == cells.get(row.cell)]
         cells = dict(self.ready(searches))
-        return [row for row in rows if row.planned == cells.get(row.cell)]
+        current = [row for row in rows if row.planned == cells.get(row.cell)]
+        for (cell, precision), count in Counter((row.cell, row.precision) for row in current).items():
+            if count > 1:
+                raise SystemExit(f"The CSV has {count} lines of one run in {precision}, {cell}; delete all but one.")
+        return current
+
+    def missing(self, rows: Sequence[Row], precision: str) -> Iterator[tuple[Cell, list[str]]]:
+        """Yield what can start now and is not in `rows`: final runs in any precision, searches all in the same."""
+        cells = list(self.ready(rows))
+        chosen = {(cell.stage, cell.method, cell.task) for cell, _ in cells if cell.phase == "final"}
+        have = {row.cell for row in rows if row.phase == "final" or row.precision == precision}
+        for cell, overrides in cells:
+            decided = cell.phase == "search" and (cell.stage, cell.method, cell.task) in chosen
+            if cell not in have and not decided:
+                yield cell, in_precision(overrides, precision)
+
+    def partners(self, rows: Sequence[Row], precision: str) -> Iterator[tuple[Cell, list[str]]]:
+        """Yield the reference's final runs that another method has in this precision, and the reference has not."""
+        wanted = {
+            (row.stage, row.task, row.seed) for row in rows if row.phase == "final" and row.precision == precision
+        }
+        have = {row.cell for row in rows if row.precision == precision}
+        for cell, overrides in self.ready(rows):
+            reference = self.settings["stages"][cell.stage].get("reference", REFERENCE)
+            asked = cell.phase == "final" and (cell.stage, cell.task, cell.seed) in wanted
+            if cell.method == reference and asked and cell not in have:
+                yield cell, in_precision(overrides, precision)
 
     def overrides(self, cell: Cell, method: dict[str, Any]) -> list[str]:
         """Return what lorsa-run would be given for this run, without the paths."""
@@ -173,6 +213,11 @@ class Plan:
             f"{rate}={cell.lr:g}",
             f"seed={cell.seed}",
         ]
+
+
+def in_precision(overrides: list[str], precision: str) -> list[str]:
+    """Return the overrides of a run in a precision; the plan's is the experiments' own."""
+    return overrides if precision == PRECISIONS[0] else [*overrides, f"{PRECISION}{precision}"]
 
 
 def run_cell(cell: Cell, overrides: list[str], paths: list[str], log: str) -> Row:
@@ -218,7 +263,10 @@ def main() -> int:
     parser.add_argument("--csv", type=Path, default=CSV)
     parser.add_argument("--plan", type=Path, default=HERE / "comparison.yaml")
     parser.add_argument("--workers", type=int, default=1, help="runs at a time, one thread each")
-    parser.add_argument("--precision", choices=("bf16", "fp32"), default="bf16", help="the plan's is bf16")
+    parser.add_argument("--precision", choices=PRECISIONS, default=PRECISIONS[0], help="the plan's is bf16")
+    parser.add_argument(
+        "--partners", action="store_true", help="the reference's runs that others have in this precision, and no more"
+    )
     parser.add_argument("--stage", action="append", default=[], help="only this stage; may be repeated")
     parser.add_argument("--method", action="append", default=[], help="only this label; may be repeated")
     parser.add_argument("--task", action="append", default=[], help="only this task; may be repeated")
@@ -227,14 +275,13 @@ def main() -> int:
     plan = Plan(args.plan, args.stage, args.method, args.task)
     everything = read_rows(args.csv)
     rows = plan.current(everything)
-    done = {row.cell for row in rows}
+    missing = plan.partners if args.partners else plan.missing
     # A final run that waits for its rate's search is no current one, and is taken from here when it becomes one.
-    known = {(row.cell, json.dumps(row.planned)): row for row in everything}
+    known = {(row.cell, row.overrides): row for row in everything}
     print(f"{len(rows)} runs are in {args.csv}.", file=sys.stderr)
     if args.list:
-        for cell, overrides in plan.ready(rows):
-            if cell not in done:
-                print("lorsa-run", *overrides)
+        for _, overrides in missing(rows, args.precision):
+            print("lorsa-run", *overrides)
         return 0
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     args.runs.mkdir(parents=True, exist_ok=True)
@@ -245,17 +292,14 @@ def main() -> int:
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(args.workers, mp_context=context, max_tasks_per_child=1) as pool:
         while True:
-            for cell, overrides in list(plan.ready(rows)):
+            for cell, overrides in list(missing(rows, args.precision)):
                 if len(running) == args.workers:
                     break
-                if cell in done or cell in failed or cell in running.values():
+                if cell in failed or cell in running.values():
                     continue
                 if row := known.get((cell, json.dumps(overrides))):
                     rows.append(row)
-                    done.add(cell)
                     continue
-                if args.precision != "bf16":
-                    overrides = [*overrides, f"{PRECISION}{args.precision}"]
                 model = MODELS[plan.settings["stages"][cell.stage]["experiment"]]
                 paths = [f"model.path={args.models / model}", f"data.path={args.glue}", f"runs_dir={args.runs}"]
                 running[pool.submit(run_cell, cell, overrides, paths, log)] = cell
@@ -273,7 +317,6 @@ def main() -> int:
                     continue
                 append_row(args.csv, row)
                 rows.append(row)
-                done.add(cell)
                 print(f"{len(rows)} {cell} dev {row.dev:.4f} validation {row.validation:.4f}", flush=True)
     return 1 if failed else 0
 

@@ -21,9 +21,9 @@ from typing import Any
 from scipy import stats
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from comparison import CSV, HERE, Plan, Row, read_rows
+from comparison import CSV, HERE, PRECISIONS, REFERENCE, Plan, Row, read_rows
 
-REFERENCE = "lora r=8"
+OTHER = "†"  # behind a mean with runs in another precision than the plan's
 
 
 @dataclass(frozen=True)
@@ -66,10 +66,11 @@ class Results:
 
     def __init__(self, rows: Sequence[Row], tasks: Sequence[str]) -> None:
         self.tasks = tasks
+        # The plan's precision takes the place of others.
         self.rows: dict[str, dict[str, dict[int, Row]]] = defaultdict(lambda: defaultdict(dict))
-        for row in rows:
-            if row.phase == "final":
-                self.rows[row.method][row.task][row.seed] = row
+        self._finals = [row for row in rows if row.phase == "final"]
+        for row in sorted(self._finals, key=lambda row: PRECISIONS.index(row.precision), reverse=True):
+            self.rows[row.method][row.task][row.seed] = row
 
     def points(self, method: str, task: str) -> list[float]:
         """Return the scores of one method on one task, by seed."""
@@ -85,13 +86,26 @@ class Results:
 
     def against(self, method: str, other: str) -> Difference | None:
         """Compare two methods over the tasks and seeds that both have; None unless all tasks are there."""
-        differences = {}
-        for task in self.tasks:
-            mine, theirs = self.rows[method][task], self.rows[other][task]
-            differences[task] = [
-                100 * (mine[seed].validation - theirs[seed].validation) for seed in sorted(mine.keys() & theirs.keys())
-            ]
-        return paired_difference(differences)
+        return paired_difference({task: list(self.pairs(method, other, task).values()) for task in self.tasks})
+
+    def pairs(self, method: str, other: str, task: str) -> dict[int, float]:
+        """Return the differences in points by seed, each between runs of one precision, the plan's before others."""
+        found: dict[int, float] = {}
+        for precision in PRECISIONS:
+            mine, theirs = (
+                {row.seed: row for row in self.in_precision(label, task, precision)} for label in (method, other)
+            )
+            for seed in sorted(mine.keys() & theirs.keys() - found.keys()):
+                found[seed] = 100 * (mine[seed].validation - theirs[seed].validation)
+        return found
+
+    def in_precision(self, method: str, task: str, precision: str) -> list[Row]:
+        """Return a method's runs of a task that are in this precision."""
+        return [row for row in self._finals if (row.method, row.task, row.precision) == (method, task, precision)]
+
+    def mixed(self, method: str, task: str) -> bool:
+        """Say whether a mean has runs in another precision than the plan's."""
+        return any(row.precision != PRECISIONS[0] for row in self.rows[method][task].values())
 
 
 def parameters(results: Results, method: str) -> float:
@@ -112,7 +126,8 @@ def table(results: Results, methods: Sequence[Mapping[str, Any]], seeds: int, re
             points = results.points(label, task)
             spread = f" ± {statistics.stdev(points):.1f}" if len(points) > 1 else ""
             count = "" if len(points) == seeds else f" ({len(points)})"
-            cells.append(f"{statistics.mean(points):.1f}{spread}{count}" if points else "-")
+            mark = OTHER if results.mixed(label, task) else ""
+            cells.append(f"{statistics.mean(points):.1f}{spread}{mark}{count}" if points else "-")
         if results.complete(label, seeds):
             cells.append(
                 f"{statistics.mean(statistics.mean(results.points(label, task)) for task in results.tasks):.2f}"
@@ -132,10 +147,12 @@ def _memory(results: Results, methods: Sequence[str], reference: str) -> dict[st
     for label in methods:
         peaks = []
         for task in results.tasks:
-            mine, theirs = results.rows[label][task].values(), results.rows[reference][task].values()
-            if mine and theirs:
-                mine_peak, their_peak = (statistics.median(row.peak_bytes for row in rows) for rows in (mine, theirs))
-                peaks.append(mine_peak / their_peak)
+            for precision in PRECISIONS:
+                both = [results.in_precision(method, task, precision) for method in (label, reference)]
+                if all(both):
+                    mine, theirs = (statistics.median(row.peak_bytes for row in rows) for rows in both)
+                    peaks.append(mine / theirs)
+                    break
         ratios[label] = f"{statistics.mean(peaks):.2f}" if peaks else "-"
     return ratios
 
@@ -144,9 +161,9 @@ def rates(rows: Sequence[Row], methods: Sequence[Mapping[str, Any]], tasks: Sequ
     """Return the Markdown lines of the table of learning rates: the dev score of each, the chosen one in bold."""
     lines = ["| method | rate | " + " | ".join(tasks) + " |", "|---|---|" + "---|" * len(tasks)]
     for method in methods:
-        scores = {
-            (row.task, row.lr): row.dev for row in rows if row.method == method["label"] and row.phase == "search"
-        }
+        searches = [row for row in rows if row.method == method["label"] and row.phase == "search"]
+        searches.sort(key=lambda row: PRECISIONS.index(row.precision), reverse=True)
+        scores = {(row.task, row.lr): row.dev for row in searches}
         for rate in map(float, method.get("lr", [])):
             if not any(key[1] == rate for key in scores):
                 continue
@@ -210,8 +227,9 @@ def report(rows: Sequence[Row], settings: Mapping[str, Any], folder: Path) -> st
         "runs. Within a stage every method has the same number of learning rates, tried with seed "
         f"{settings['search_seed']} and chosen per task on a part of the training rows; the validation set is scored "
         "once per run. Numbers are points (100 x the metric), mean ± standard deviation over seeds; a number in "
-        "brackets says how many seeds there are yet. `minus` a method is paired by task and seed, with its 95 % "
-        "confidence interval. Memory is the peak's ratio to that method's. The runs were made on several machines, so "
+        "brackets says how many seeds there are yet. `minus` a method is paired by task, seed and precision, with its "
+        f"95 % confidence interval. {OTHER}: some runs are in another precision than bfloat16. Memory is the peak's "
+        "ratio to that method's, in one precision. The runs were made on several machines, so "
         "their times do not compare; `python scripts/bench_training.py` times the methods side by side. What was "
         "found, and what was tried, is in [FINDINGS.md](FINDINGS.md).",
     ]

@@ -119,6 +119,66 @@ def test_a_run_in_another_precision_is_the_plans_and_says_so(plan: comparison.Pl
     assert row(cell, overrides=json.dumps(overrides)).precision == "bf16"
 
 
+def run_of(method: str, seed: int, validation: float, precision: str, phase: str = "final") -> comparison.Row:
+    cell = comparison.Cell("A", method, "sst2", phase, {"lora r=8": 1e-3, "later": 4e-3}[method], seed)
+    overrides = comparison.in_precision(["method=lora"], precision)
+    return row(cell, validation=validation, overrides=json.dumps(overrides))
+
+
+def test_differences_are_between_runs_of_one_precision():
+    rows = [run_of("lora r=8", 1, 0.50, "bf16"), run_of("later", 1, 0.51, "bf16")]
+    rows += [run_of("lora r=8", 2, 0.50, "bf16"), run_of("later", 2, 0.60, "fp32"), run_of("later", 3, 0.7, "fp32")]
+    results = comparison_report.Results(rows, ["sst2"])
+    assert results.pairs("later", "lora r=8", "sst2") == {1: pytest.approx(1.0)}
+    assert results.mixed("later", "sst2") and not results.mixed("lora r=8", "sst2")
+    rows += [run_of("lora r=8", 2, 0.57, "fp32"), run_of("later", 1, 0.9, "fp32"), run_of("lora r=8", 1, 0.1, "fp32")]
+    results = comparison_report.Results(rows, ["sst2"])
+    assert results.pairs("later", "lora r=8", "sst2") == pytest.approx({1: 1.0, 2: 3.0})  # the plan's before others
+    assert results.points("lora r=8", "sst2") == [50.0, 50.0]
+    lines = comparison_report.table(results, PLAN["stages"]["A"]["methods"], 2, "lora r=8")
+    assert any("60.3 ± 9.5† (3)" in line for line in lines if "later" in line)
+
+
+def test_a_rate_is_chosen_among_searches_of_one_precision(plan: comparison.Plan):
+    (first, overrides), (second, _) = [pair for pair in plan.ready([]) if pair[0].task == "sst2"][:2]
+    rows = [row(first, overrides=json.dumps(overrides))]
+    asked = [cell for cell, _ in plan.missing(rows, "fp32") if (cell.method, cell.task) == ("lora r=8", "sst2")]
+    assert asked == [first, second]
+    given = dict(plan.missing(rows, "fp32"))
+    rows.append(row(second, dev=0.9, overrides=json.dumps(given[second])))
+    assert first in {cell for cell, _ in plan.missing(rows, "fp32")}
+    assert not [cell for cell, _ in plan.ready(rows) if cell.phase == "final"]
+    rows.append(row(first, dev=0.1, overrides=json.dumps(given[first])))
+    finals = [cell for cell, _ in plan.missing(rows, "bf16") if cell.phase == "final"]
+    assert {(cell.method, cell.task, cell.lr, cell.seed) for cell in finals} == {
+        ("lora r=8", "sst2", 2e-3, 1),
+        ("lora r=8", "sst2", 2e-3, 2),
+    }
+    assert second not in {cell for cell, _ in plan.missing(rows, "bf16")}  # the rate is chosen
+
+
+def test_partners_are_the_references_runs_that_others_have_in_a_precision(plan: comparison.Plan):
+    rows = [row(cell, dev=cell.lr, overrides=json.dumps(words)) for cell, words in plan.ready([])]
+    finals = {cell: words for cell, words in plan.ready(rows) if cell.phase == "final"}
+    rows += [row(cell, overrides=json.dumps(words)) for cell, words in finals.items() if cell.method == "lora r=8"]
+    (theirs,) = [cell for cell in finals if (cell.method, cell.task, cell.seed) == ("later", "cola", 2)]
+    rows.append(row(theirs, overrides=json.dumps(comparison.in_precision(finals[theirs], "fp32"))))
+    assert list(plan.partners(rows, "bf16")) == []
+    ((cell, words),) = plan.partners(rows, "fp32")
+    assert (cell.method, cell.task, cell.seed, words[-1]) == ("lora r=8", "cola", 2, "engine.precision=fp32")
+    rows.append(row(cell, overrides=json.dumps(words)))
+    assert list(plan.partners(rows, "fp32")) == []
+    assert plan.current(rows) == rows
+    with pytest.raises(SystemExit, match="2 lines of one run in fp32"):
+        plan.current([*rows, rows[-1]])
+
+
+def test_a_precision_is_no_methods_own(tmp_path: Path):
+    (tmp_path / "plan.yaml").write_text(yaml.safe_dump(PLAN).replace("method=lorsa", "engine.precision=fp32"))
+    with pytest.raises(SystemExit, match=r"later may not set engine\.precision"):
+        comparison.Plan(tmp_path / "plan.yaml", [], [], [])
+
+
 def test_the_real_plan_composes():
     from lorsa.runner.compose import compose
     from lorsa.runner.validate import check
