@@ -159,6 +159,7 @@ class GlueTrainer(Trainer):
 
     def logits(self, rows: EncodedRows) -> np.ndarray:
         """Return the model's logits for every row, (rows, labels) float32, in the order of `rows`."""
+        return_free_memory()
         # Without the labels: a test set has none that a loss could be made of.
         loader = self.get_test_dataloader(rows.dataset.remove_columns("labels"))
         output = self.evaluation_loop(loader, description="evaluate", prediction_loss_only=False)
@@ -174,7 +175,6 @@ class GlueTrainer(Trainer):
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Score the selection splits; called by the Trainer after each epoch."""
-        return_free_memory()
         metrics = self.score({split: self.logits(rows) for split, rows in self.selection_rows.items()})
         prefixed = {f"eval_{name}": value for name, value in metrics.items()}
         self.log(dict(prefixed))

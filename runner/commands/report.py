@@ -43,7 +43,9 @@ def report(
         str | None, typer.Option(metavar="KEY", help="One table for each model, or other key that --where takes.")
     ] = None,
     with_wnli: Annotated[bool, typer.Option("--with-wnli", help="Count WNLI in the average.")] = False,
-    form: Annotated[Format, typer.Option("--format", help="What to print the tables as.")] = Format.TABLE,
+    form: Annotated[
+        Format | None, typer.Option("--format", help="What to print the tables as; default: table.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document: --format json.")] = False,
     out: Annotated[Path | None, typer.Option(metavar="FILE", help="Write there instead of printing.")] = None,
     html: Annotated[
@@ -56,10 +58,9 @@ def report(
     Runs that do not compare (demo and GLUE, other protocols, other rows) get tables of their own, and only runs that
     differ in nothing but the seed are averaged.
     """
-    if as_json:
-        if form not in (Format.TABLE, Format.JSON):
-            raise UserError(f"--json and --format {form.value} ask for different forms; leave one of them out.")
-        form = Format.JSON
+    if as_json and form not in (None, Format.JSON):
+        raise UserError(f"--json and --format {form.value} ask for different forms; leave one of them out.")
+    form = Format.JSON if as_json else form or Format.TABLE
     for option, path in (("--out", out), ("--html", html)):
         if path is not None:
             _check_place(option, path)

@@ -201,7 +201,7 @@ class _Play:
             self.added = [self.pool.take(size, WEIGHTS) for size in self.has.trained]
 
     def train(self) -> None:
-        """Two updates: the optimizer's state comes with the first."""
+        """Updates of every shape that is played: the optimizer's state comes with the first."""
         self.pool.phase = "training step"
         pool, trained = self.pool, self.has.trained_bytes
         pool.trim()

@@ -31,7 +31,9 @@ def test_a_disturbed_sweep_ends_like_a_quiet_one(cluster: Cluster, alone: None, 
     # One run on a partition that is preempted, one that will get a time limit, then the sweep of all 24.
     said = sweeps.launch("method=lorsa", "seed=0", "resources.partition=low")
     assert "1 runs: 1 to do. Submitted 1 runs" in said
-    sweeps.launch("method=lorsa", "seed=1", "resources.minutes=60", "resources.signal_seconds=90")
+    sweeps.launch(
+        "method=lorsa", "seed=1", "resources.minutes=60", "resources.signal_seconds=90", "resources.retries=9"
+    )
     said = sweeps.launch(*SWEEP)
     assert "24 runs: 22 to do" in said
     assert len(sweeps.states()) == 24
@@ -68,6 +70,7 @@ def test_a_disturbed_sweep_ends_like_a_quiet_one(cluster: Cluster, alone: None, 
         cluster.limit_time_left(frozen.jobs[limited], 100)
         wait_for(lambda: frozen.told_to_stop(limited), "SLURM tells the limited run to stop", 150)
         frozen.thaw(limited)
+        wait_for(lambda: "stopped by SIGUSR2" in sweeps.log(limited), "the limited run saves", 90)
 
     def all_over() -> bool:
         return not {run["state"] for run in sweeps.states().values()} & {"queued", "starting", "running", "requeued"}

@@ -1,8 +1,10 @@
 """The paper's sweeps, as one line each, without a cluster and without weights."""
 
+import math
 import re
 
 import pytest
+import yaml
 
 from lorsa.runner.compose import compose_sweep
 from lorsa.runner.validate import check
@@ -23,6 +25,12 @@ def test_a_dry_run_shows_the_paper_s_sweep(command, tmp_path, size, tasks, runs,
     ]
     assert "export HF_HUB_OFFLINE=1" in done.stdout
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("size", "runs"), [("7b", 270), ("13b", 225)])
+def test_the_paper_s_sweep_is_what_its_file_says(repository, size, runs):
+    file = yaml.safe_load((repository / "conf" / "experiment" / f"llama2_{size}_glue.yaml").read_text())
+    assert math.prod(len(str(words).split(",")) for words in file["hydra"]["sweeper"]["params"].values()) == runs
 
 
 @pytest.mark.parametrize(("size", "engine", "processes"), [("7b", "zero2", 4), ("13b", "zero3", 8)])

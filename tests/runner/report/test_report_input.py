@@ -138,6 +138,7 @@ def test_filters(runs, filters, methods, tasks):
         (["--html", "."], ["--html", "this is a folder"]),
         (["--out", "nowhere/report.csv", "--format", "csv"], ["--out", "there is no folder"]),
         (["--json", "--format", "csv"], ["--json", "--format csv"]),
+        (["--json", "--format", "table"], ["--json", "--format table"]),
         (["gone"], ["gone"]),
     ],
 )
