@@ -51,7 +51,8 @@ def test_freed_blocks_go_back_to_the_system_although_larger_ones_were_freed_befo
     assert max(kept["at once"], kept["when asked"]) < 110 * 2**20 < 190 * 2**20 < kept["never"]
 
 
-POOL = """
+# A hundred holes of 1 MiB; then what a test does with them, and the peak and what of it are holes.
+HOLES = """
 from lorsa.runner.estimate.pool import KEPT, main_memory
 
 pool = main_memory()
@@ -59,33 +60,34 @@ pool.take(30 * 2**20, "large")
 pool.give(1)  # from which glibc takes that blocks of this size come and go
 keys = [pool.take(2**20, "small") for _ in range(200)]
 pool.give(*keys[::2])
+{steps}
+print(pool.peak // 2**20, pool.parts.get(KEPT, 0) // 2**20)
+"""
+
+GIVEN_BACK = """
 pool.take(20 * 2**20, "before")  # fits none of the holes
 print(pool.parts[KEPT] // 2**20)
 pool.trim()
 pool.take(150 * 2**20, "after")
-print(pool.peak // 2**20, pool.parts.get(KEPT, 0) // 2**20)
 """
 
 REFILLED = """
-from lorsa.runner.estimate.pool import KEPT, main_memory
-
-pool = main_memory()
-pool.take(30 * 2**20, "large")
-pool.give(1)  # from which glibc takes that blocks of this size come and go
-keys = [pool.take(2**20, "small") for _ in range(200)]
-pool.give(*keys[::2])
 pool.trim()
 again = [pool.take(0.9 * 2**20, "small") for _ in range(100)]  # in the holes, which have pages again then
 pool.give(*again[::2])
 pool.take(20 * 2**20, "after")
-print(pool.peak // 2**20, pool.parts.get(KEPT, 0) // 2**20)
 """
+
+
+def printed_by(steps: str) -> list[int]:
+    script = HOLES.format(steps=steps)
+    out = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
+    return list(map(int, out.split()))
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the C library is not glibc")
 def test_an_estimate_knows_the_holes_of_the_heap_and_that_they_can_be_given_back():
-    out = subprocess.run([sys.executable, "-c", POOL], capture_output=True, text=True, check=True).stdout
-    before, peak, after = map(int, out.split())
+    before, peak, after = printed_by(GIVEN_BACK)
     assert 95 <= before <= 110
     assert 270 <= peak <= 275  # 100 small blocks are left, 20 and 150 MiB came: as if there never were holes
     assert after <= 5
@@ -93,7 +95,6 @@ def test_an_estimate_knows_the_holes_of_the_heap_and_that_they_can_be_given_back
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the C library is not glibc")
 def test_holes_that_were_used_again_count_again():
-    out = subprocess.run([sys.executable, "-c", REFILLED], capture_output=True, text=True, check=True).stdout
-    peak, kept = map(int, out.split())
+    peak, kept = printed_by(REFILLED)
     assert 42 <= kept <= 48
     assert 207 <= peak <= 213  # 100 blocks, 50 of 0.9 and as many that went once more, 20

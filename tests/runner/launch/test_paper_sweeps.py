@@ -1,20 +1,19 @@
 """The paper's sweeps, as one line each, without a cluster and without weights."""
 
-import math
 import re
 
 import pytest
-import yaml
 
 from lorsa.runner.compose import compose_sweep
 from lorsa.runner.validate import check
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("size", "tasks", "runs", "gpus"), [("7b", (), 270, 4), ("13b", ("task=cola,mnli",), 50, 8)])
-def test_a_dry_run_shows_the_paper_s_sweep(command, tmp_path, size, tasks, runs, gpus):
-    words = (f"experiment=llama2_{size}_glue", "hydra/launcher=slurm", "dry_run=true", "resources.account=me", *tasks)
-    done = command("-m", *words)
+@pytest.mark.parametrize(("size", "runs", "gpus"), [("7b", 270, 4), ("13b", 225, 8)])
+def test_a_dry_run_shows_the_paper_s_sweep(command, tmp_path, size, runs, gpus):
+    done = command(
+        "-m", f"experiment=llama2_{size}_glue", "hydra/launcher=slurm", "dry_run=true", "resources.account=me"
+    )
     assert done.returncode == 0, done.stderr
     assert f"{runs} runs: {runs} to do." in done.stdout
     assert re.findall(r"^#SBATCH --(?:array|account|gpus-per-node|ntasks-per-node)=.*$", done.stdout, re.MULTILINE) == [
@@ -25,12 +24,6 @@ def test_a_dry_run_shows_the_paper_s_sweep(command, tmp_path, size, tasks, runs,
     ]
     assert "export HF_HUB_OFFLINE=1" in done.stdout
     assert not list(tmp_path.iterdir())
-
-
-@pytest.mark.parametrize(("size", "runs"), [("7b", 270), ("13b", 225)])
-def test_the_paper_s_sweep_is_what_its_file_says(repository, size, runs):
-    file = yaml.safe_load((repository / "conf" / "experiment" / f"llama2_{size}_glue.yaml").read_text())
-    assert math.prod(len(str(words).split(",")) for words in file["hydra"]["sweeper"]["params"].values()) == runs
 
 
 @pytest.mark.parametrize(("size", "engine", "processes"), [("7b", "zero2", 4), ("13b", "zero3", 8)])
