@@ -132,8 +132,15 @@ class Plan:
         for stage in stages:
             if stage not in known:
                 raise SystemExit(f"There is no stage {stage}; the stages are {', '.join(known)}.")
-        for stage in known:
-            for method in self.settings["stages"][stage]["methods"]:
+        for stage in self.settings["stages"].values():
+            stage.setdefault("tasks", self.settings["tasks"])
+            for method in stage["methods"]:
+                for each in ("tasks", "seeds"):
+                    method.setdefault(each, stage[each])
+                if unknown := set(method["tasks"]) - set(self.settings["tasks"]):
+                    raise SystemExit(
+                        f"{path}: {method['label']} may not have tasks that the plan has not: {', '.join(unknown)}."
+                    )
                 if any(each.startswith(PRECISION) for each in method["overrides"]):
                     raise SystemExit(f"{path}: {method['label']} may not set {PRECISION[:-1]}; that is --precision.")
         self.methods = [
@@ -152,6 +159,8 @@ class Plan:
         scores = {(row.stage, row.method, row.task, row.precision, row.lr): row.dev for row in rows}
         for stage, method in self.methods:
             for task in self.tasks:
+                if task not in method["tasks"]:
+                    continue
                 rates = [float(rate) for rate in method["lr"]]
                 for rate in rates:
                     cell = Cell(stage, method["label"], task, "search", rate, self.settings["search_seed"])
@@ -164,7 +173,7 @@ class Plan:
                 if not whole:
                     continue
                 best = rates[max(range(len(rates)), key=lambda index: whole[0][index] or 0.0)]
-                for seed in self.settings["stages"][stage]["seeds"]:
+                for seed in method["seeds"]:
                     cell = Cell(stage, method["label"], task, "final", best, seed)
                     yield cell, self.overrides(cell, method)
 

@@ -2,7 +2,8 @@
 
     python scripts/comparison_report.py
 
-The mean over tasks is given where all tasks and seeds are there, a difference where two seeds of every task are.
+A mean over tasks is given where all of them and all seeds are there, a difference where two seeds of every task are. A
+stage with methods that the plan gives fewer tasks has means over the tasks that all its methods have, and over all.
 Scores are points: 100 times the task's metric on the validation set.
 """
 
@@ -76,17 +77,19 @@ class Results:
         """Return the scores of one method on one task, by seed."""
         return [100 * row.validation for _, row in sorted(self.rows[method][task].items())]
 
-    def complete(self, method: str, seeds: int) -> bool:
-        """Say whether all tasks have all seeds."""
-        return all(len(self.rows[method][task]) == seeds for task in self.tasks)
+    def mean(self, method: str, seeds: Sequence[int], tasks: Sequence[str]) -> float | None:
+        """Return the mean over tasks of the mean over seeds, in points; None unless every task has these seeds."""
+        if any(not self.rows[method][task].keys() >= set(seeds) for task in tasks):
+            return None
+        return statistics.mean(statistics.mean(self.points(method, task)) for task in tasks)
 
     def all_rows(self, method: str) -> list[Row]:
         """Return every run of a method."""
         return [row for by_seed in self.rows[method].values() for row in by_seed.values()]
 
-    def against(self, method: str, other: str) -> Difference | None:
-        """Compare two methods over the tasks and seeds that both have; None unless all tasks are there."""
-        return paired_difference({task: list(self.pairs(method, other, task).values()) for task in self.tasks})
+    def against(self, method: str, other: str, tasks: Sequence[str]) -> Difference | None:
+        """Compare two methods over the seeds that both have; None unless all of these tasks are there."""
+        return paired_difference({task: list(self.pairs(method, other, task).values()) for task in tasks})
 
     def pairs(self, method: str, other: str, task: str) -> dict[int, float]:
         """Return the differences in points by seed, each between runs of one precision, the plan's before others."""
@@ -113,32 +116,44 @@ def parameters(results: Results, method: str) -> float:
     return statistics.mean(row.adapter_params for row in results.all_rows(method))
 
 
-def table(results: Results, methods: Sequence[Mapping[str, Any]], seeds: int, reference: str) -> list[str]:
+def task_sets(plan: Mapping[str, Any]) -> list[list[str]]:
+    """Return what means are taken over: the tasks that all methods of a stage have, and all where there are more."""
+    shared = [task for task in plan["tasks"] if all(task in method["tasks"] for method in plan["methods"])]
+    return [shared] if shared == plan["tasks"] else [shared, plan["tasks"]]
+
+
+def table(results: Results, plan: Mapping[str, Any], reference: str) -> list[str]:
     """Return the Markdown lines of one stage's table, fewest parameters first."""
-    found = [method["label"] for method in methods if results.all_rows(method["label"])]
-    found.sort(key=lambda label: parameters(results, label))
+    methods = {method["label"]: method for method in plan["methods"] if results.all_rows(method["label"])}
+    found = sorted(methods, key=lambda label: parameters(results, label))
     memory = _memory(results, found, reference)
-    head = ["method", "adapter parameters", *results.tasks, "mean", f"minus {reference} [95 %]", "memory"]
+    head = ["method", "adapter parameters", *results.tasks]
+    sets = task_sets(plan)
+    for tasks in sets:
+        over = f" of {len(tasks)} tasks" if len(sets) > 1 else ""
+        head += [f"mean{over}", f"minus {reference} [95 %]"]
+    head.append("memory")
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     for label in found:
         cells = [label, f"{parameters(results, label):,.0f}"]
-        for task in results.tasks:
-            points = results.points(label, task)
-            spread = f" ± {statistics.stdev(points):.1f}" if len(points) > 1 else ""
-            count = "" if len(points) == seeds else f" ({len(points)})"
-            mark = OTHER if results.mixed(label, task) else ""
-            cells.append(f"{statistics.mean(points):.1f}{spread}{mark}{count}" if points else "-")
-        if results.complete(label, seeds):
-            cells.append(
-                f"{statistics.mean(statistics.mean(results.points(label, task)) for task in results.tasks):.2f}"
-            )
-        else:
-            cells.append("-")
-        difference = results.against(label, reference) if label != reference else None
-        cells.append(str(difference) if difference is not None else "-")
-        cells.append(memory[label])
-        lines.append("| " + " | ".join(cells) + " |")
+        cells += [_score(results, label, task, len(plan["seeds"])) for task in results.tasks]
+        for tasks in sets:
+            mean = results.mean(label, methods[label]["seeds"], tasks)
+            difference = results.against(label, reference, tasks) if label != reference else None
+            cells += ["-" if mean is None else f"{mean:.2f}", "-" if difference is None else str(difference)]
+        lines.append("| " + " | ".join([*cells, memory[label]]) + " |")
     return lines
+
+
+def _score(results: Results, method: str, task: str, seeds: int) -> str:
+    """Return one cell: mean and standard deviation, and how many seeds where these are not all of the stage's."""
+    points = results.points(method, task)
+    if not points:
+        return "-"
+    spread = f" ± {statistics.stdev(points):.1f}" if len(points) > 1 else ""
+    mark = OTHER if results.mixed(method, task) else ""
+    count = "" if len(points) == seeds else f" ({len(points)})"
+    return f"{statistics.mean(points):.1f}{spread}{mark}{count}"
 
 
 def _memory(results: Results, methods: Sequence[str], reference: str) -> dict[str, str]:
@@ -177,7 +192,7 @@ def rates(rows: Sequence[Row], methods: Sequence[Mapping[str, Any]], tasks: Sequ
     return lines
 
 
-def plot(results: Results, methods: Sequence[Mapping[str, Any]], seeds: int, path: Path, title: str) -> bool:
+def plot(results: Results, plan: Mapping[str, Any], path: Path) -> bool:
     """Draw the mean score against the adapter's parameters, a line per family; False where nothing is complete."""
     import matplotlib
 
@@ -186,14 +201,15 @@ def plot(results: Results, methods: Sequence[Mapping[str, Any]], seeds: int, pat
     from matplotlib import pyplot
 
     families: dict[str, list[tuple[float, float, float, str]]] = defaultdict(list)
-    for method in methods:
+    tasks = task_sets(plan)[0]
+    for method in plan["methods"]:
         label = method["label"]
-        if not results.complete(label, seeds):
+        mean = results.mean(label, method["seeds"], tasks)
+        if mean is None:
             continue
-        means = [statistics.mean(results.points(label, task)) for task in results.tasks]
-        errors = [statistics.variance(results.points(label, task)) / seeds for task in results.tasks]
-        error = math.sqrt(sum(errors)) / len(errors)
-        point = (max(1.0, parameters(results, label)), statistics.mean(means), error, label)
+        scores = [results.points(label, task) for task in tasks]
+        error = math.sqrt(sum(statistics.variance(each) / len(each) for each in scores)) / len(scores)
+        point = (max(1.0, parameters(results, label)), mean, error, label)
         families[method.get("family", label)].append(point)
     if not families:
         return False
@@ -207,8 +223,8 @@ def plot(results: Results, methods: Sequence[Mapping[str, Any]], seeds: int, pat
             axes.annotate(point[3], point[:2], xytext=(4, 5), textcoords="offset points", fontsize=7)
     axes.set_xscale("log")
     axes.set_xlabel("adapter parameters")
-    axes.set_ylabel("mean validation score over the tasks, points (± standard error)")
-    axes.set_title(title)
+    axes.set_ylabel(f"mean validation score over {', '.join(tasks)}, points (± standard error)")
+    axes.set_title(plan["title"])
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
     figure.savefig(path, metadata={"Date": None})
@@ -218,7 +234,6 @@ def plot(results: Results, methods: Sequence[Mapping[str, Any]], seeds: int, pat
 
 def report(rows: Sequence[Row], settings: Mapping[str, Any], folder: Path) -> str:
     """Return the README's text, and write the plots beside it."""
-    tasks = settings["tasks"]
     lines = [
         "# The comparison",
         "",
@@ -227,30 +242,31 @@ def report(rows: Sequence[Row], settings: Mapping[str, Any], folder: Path) -> st
         "runs. Within a stage every method has the same number of learning rates, tried with seed "
         f"{settings['search_seed']} and chosen per task on a part of the training rows; the validation set is scored "
         "once per run. Numbers are points (100 x the metric), mean ± standard deviation over seeds; a number in "
-        "brackets says how many seeds there are yet. `minus` a method is paired by task, seed and precision, with its "
-        f"95 % confidence interval. {OTHER}: some runs are in another precision than bfloat16. Memory is the peak's "
-        "ratio to that method's, in one precision. The runs were made on several machines, so "
+        "brackets says how many seeds there are where not all are. `minus` a method is paired by task, seed and "
+        f"precision, with its 95 % confidence interval. {OTHER}: some runs are in another precision than bfloat16. "
+        "Memory is the peak's ratio to that method's, in one precision. The runs were made on several machines, so "
         "their times do not compare; `python scripts/bench_training.py` times the methods side by side. What was "
         "found, and what was tried, is in [FINDINGS.md](FINDINGS.md).",
     ]
     for stage, plan in settings["stages"].items():
         of_stage = [row for row in rows if row.stage == stage]
-        results = Results(of_stage, tasks)
-        seeds = len(plan["seeds"])
+        results = Results(of_stage, plan["tasks"])
         lines += ["", f"## Stage {stage}: {plan['title']}", ""]
         if not of_stage:
             lines.append("No runs yet.")
             continue
-        lines += table(results, plan["methods"], seeds, plan.get("reference", REFERENCE))
+        lines += table(results, plan, plan.get("reference", REFERENCE))
         for pair in plan.get("pairs", []):
-            difference = results.against(*pair)
-            if difference is not None:
-                lines += ["", f"{pair[0]} minus {pair[1]}: {difference} over {difference.pairs} pairs."]
+            for over in task_sets(plan):
+                difference = results.against(*pair, over)
+                if difference is not None:
+                    where = f"{difference.pairs} pairs on {', '.join(over)}"
+                    lines += ["", f"{pair[0]} minus {pair[1]}: {difference} over {where}."]
         file = f"stage_{stage.lower()}.svg"
-        if plan.get("plot", True) and plot(results, plan["methods"], seeds, folder / file, plan["title"]):
+        if plan.get("plot", True) and plot(results, plan, folder / file):
             lines += ["", f"![Score against parameters]({file})"]
         lines += ["", "Learning rates, dev score with the search seed:", ""]
-        lines += rates(of_stage, plan["methods"], tasks)
+        lines += rates(of_stage, plan["methods"], plan["tasks"])
     made = Counter((row.cpu, row.precision, row.torch, row.peft) for row in rows)
     commits = sorted({row.commit for row in rows})
     lines += ["", "## What ran", ""]

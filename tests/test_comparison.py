@@ -115,7 +115,7 @@ def test_a_run_in_another_precision_is_the_plans_and_says_so(plan: comparison.Pl
     cell, overrides = next(plan.ready([]))
     given = row(cell, overrides=json.dumps([*overrides, "engine.precision=fp32"]))
     assert plan.current([given]) == [given]
-    assert "1 runs on x in fp32, one thread each" in comparison_report.report([given], PLAN, tmp_path)
+    assert "1 runs on x in fp32, one thread each" in comparison_report.report([given], plan.settings, tmp_path)
     assert row(cell, overrides=json.dumps(overrides)).precision == "bf16"
 
 
@@ -125,7 +125,7 @@ def run_of(method: str, seed: int, validation: float, precision: str, phase: str
     return row(cell, validation=validation, overrides=json.dumps(overrides))
 
 
-def test_differences_are_between_runs_of_one_precision():
+def test_differences_are_between_runs_of_one_precision(plan: comparison.Plan):
     rows = [run_of("lora r=8", 1, 0.50, "bf16"), run_of("later", 1, 0.51, "bf16")]
     rows += [run_of("lora r=8", 2, 0.50, "bf16"), run_of("later", 2, 0.60, "fp32"), run_of("later", 3, 0.7, "fp32")]
     results = comparison_report.Results(rows, ["sst2"])
@@ -135,7 +135,7 @@ def test_differences_are_between_runs_of_one_precision():
     results = comparison_report.Results(rows, ["sst2"])
     assert results.pairs("later", "lora r=8", "sst2") == pytest.approx({1: 1.0, 2: 3.0})  # the plan's before others
     assert results.points("lora r=8", "sst2") == [50.0, 50.0]
-    lines = comparison_report.table(results, PLAN["stages"]["A"]["methods"], 2, "lora r=8")
+    lines = comparison_report.table(results, plan.settings["stages"]["A"], "lora r=8")
     assert any("60.3 ± 9.5† (3)" in line for line in lines if "later" in line)
 
 
@@ -211,7 +211,7 @@ def test_one_task_is_the_paired_t_test_and_two_are_welchs():
     assert comparison_report.paired_difference({"sst2": [1.0]}) is None
 
 
-def test_the_report_says_what_is_there_and_what_is_missing(tmp_path: Path):
+def test_the_report_says_what_is_there_and_what_is_missing(plan: comparison.Plan, tmp_path: Path):
     rows = []
     for task in PLAN["tasks"]:
         for seed in (1, 2):
@@ -220,9 +220,34 @@ def test_the_report_says_what_is_there_and_what_is_missing(tmp_path: Path):
             if task == "sst2":
                 later = dataclasses.replace(cell, method="later")
                 rows.append(row(later, validation=0.7 + seed / 50, peak_bytes=3 * 2**29, adapter_params=5))
-    text = comparison_report.report(rows, PLAN, tmp_path)
+    text = comparison_report.report(rows, plan.settings, tmp_path)
     lines = {line.split(" | ")[0].removeprefix("| "): line for line in text.splitlines() if line.startswith("| ")}
     assert "51.5 ± 0.7 | 51.5 ± 0.7 | 51.50 | - | 1.00 |" in lines["lora r=8"]
     assert "| 5 | 73.0 ± 1.4 | - | - | - | 1.50 |" in lines["later"]
     assert text.index("| later |") < text.index("| lora r=8 |")  # fewest parameters first
     assert (tmp_path / "stage_a.svg").read_text().startswith("<?xml")
+
+
+def test_a_method_may_have_fewer_tasks_and_seeds_than_its_stage(tmp_path: Path):
+    settings = yaml.safe_load(yaml.safe_dump(PLAN))
+    settings["stages"]["A"]["seeds"] = [1, 2, 3]
+    settings["stages"]["A"]["methods"][1] |= {"tasks": ["sst2"], "seeds": [1, 2]}
+    (tmp_path / "plan.yaml").write_text(yaml.safe_dump(settings))
+    plan = comparison.Plan(tmp_path / "plan.yaml", [], [], [])
+    searches = [row(cell, overrides=json.dumps(overrides)) for cell, overrides in plan.ready([])]
+    cells = [(cell, overrides) for cell, overrides in plan.ready(searches) if cell.phase == "final"]
+    assert {(cell.task, cell.seed) for cell, _ in cells if cell.method == "later"} == {("sst2", 1), ("sst2", 2)}
+    rows = [
+        row(cell, validation=(0.6 if cell.task == "sst2" else 0.2) + cell.seed / 100, overrides=json.dumps(overrides))
+        for cell, overrides in cells
+    ]
+    lines = comparison_report.table(
+        comparison_report.Results(rows, PLAN["tasks"]), plan.settings["stages"]["A"], "lora r=8"
+    )
+    assert "| mean of 1 tasks | minus lora r=8 [95 %] | mean of 2 tasks | minus lora r=8 [95 %] |" in lines[0]
+    assert "| 61.5 ± 0.7 (2) | - | 61.50 | +0.00 [+0.00, +0.00] | - | - |" in next(x for x in lines if "later" in x)
+    assert "| 62.0 ± 1.0 | 22.0 ± 1.0 | 62.00 | - | 42.00 | - |" in next(x for x in lines if "| lora" in x)
+    assert comparison_report.plot(
+        comparison_report.Results(rows, PLAN["tasks"]), plan.settings["stages"]["A"], tmp_path / "plot.svg"
+    )
+    assert "validation score over sst2, points" in (tmp_path / "plot.svg").read_text()
