@@ -14,6 +14,8 @@ from pathlib import Path
 
 SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "slurm_dev_cluster.sh"
 
+PACKAGES = "slurm-wlm munge slurmdbd mariadb-server"
+
 
 class Cluster:
     """Nodes n1 and n2, 4 CPUs and 2 GPUs each; partitions main, low and, preempting low, high."""
@@ -104,7 +106,7 @@ def why_not(*programs: str) -> str | None:
     """Why no cluster can run here, if so."""
     missing = [program for program in programs if not shutil.which(program)]
     if missing:
-        return f"no SLURM here: {', '.join(missing)} not installed (apt-get install slurm-wlm munge)"
+        return f"no SLURM here: {', '.join(missing)} not installed (apt-get install {PACKAGES})"
     return None if os.geteuid() == 0 else "SLURM's daemons need root"
 
 
