@@ -87,20 +87,33 @@ class Results:
         """Return every run of a method."""
         return [row for by_seed in self.rows[method].values() for row in by_seed.values()]
 
-    def against(self, method: str, other: str, tasks: Sequence[str]) -> Difference | None:
-        """Compare two methods over the seeds that both have; None unless all of these tasks are there."""
-        return paired_difference({task: list(self.pairs(method, other, task).values()) for task in tasks})
+    def against(self, method: str, others: Mapping[str, float], tasks: Sequence[str]) -> Difference | None:
+        """Compare a method with a weighted mean of others over the seeds that all have; None where a task has none."""
+        return paired_difference({task: list(self.pairs(method, others, task).values()) for task in tasks})
 
-    def pairs(self, method: str, other: str, task: str) -> dict[int, float]:
+    def pairs(self, method: str, others: Mapping[str, float], task: str) -> dict[int, float]:
         """Return the differences in points by seed, each between runs of one precision, the plan's before others."""
         found: dict[int, float] = {}
         for precision in PRECISIONS:
-            mine, theirs = (
-                {row.seed: row for row in self.in_precision(label, task, precision)} for label in (method, other)
+            mine, *theirs = (
+                {row.seed: 100 * row.validation for row in self.in_precision(label, task, precision)}
+                for label in (method, *others)
             )
-            for seed in sorted(mine.keys() & theirs.keys() - found.keys()):
-                found[seed] = 100 * (mine[seed].validation - theirs[seed].validation)
+            for seed in sorted(mine.keys() - found.keys()):
+                if all(seed in scores for scores in theirs):
+                    mean = sum(w * scores[seed] for w, scores in zip(others.values(), theirs, strict=True))
+                    found[seed] = mine[seed] - mean
         return found
+
+    def on_curve(self, method: str, ends: Sequence[str]) -> dict[str, float] | None:
+        """Return the weights of two methods whose mean has as many parameters, in their logarithm; None outside."""
+        if not all(self.all_rows(label) for label in (method, *ends)):
+            return None
+        size, low, high = (math.log(max(1.0, parameters(self, label))) for label in (method, *ends))
+        if method in ends or not low <= size <= high:
+            return None
+        weight = (size - low) / (high - low)
+        return {ends[0]: 1 - weight, ends[1]: weight}
 
     def in_precision(self, method: str, task: str, precision: str) -> list[Row]:
         """Return a method's runs of a task that are in this precision."""
@@ -139,9 +152,21 @@ def table(results: Results, plan: Mapping[str, Any], reference: str) -> list[str
         cells += [_score(results, label, task, len(plan["seeds"])) for task in results.tasks]
         for tasks in sets:
             mean = results.mean(label, methods[label]["seeds"], tasks)
-            difference = results.against(label, reference, tasks) if label != reference else None
+            difference = results.against(label, {reference: 1.0}, tasks) if label != reference else None
             cells += ["-" if mean is None else f"{mean:.2f}", "-" if difference is None else str(difference)]
         lines.append("| " + " | ".join([*cells, memory[label]]) + " |")
+    return lines
+
+
+def _comparison(
+    results: Results, plan: Mapping[str, Any], method: str, others: Mapping[str, float], name: str
+) -> list[str]:
+    """Return a Markdown paragraph for each set of tasks for which there is a difference."""
+    lines = []
+    for tasks in task_sets(plan):
+        difference = results.against(method, others, tasks)
+        if difference is not None:
+            lines += ["", f"{method} minus {name}: {difference}, {difference.pairs} pairs on {', '.join(tasks)}."]
     return lines
 
 
@@ -256,12 +281,12 @@ def report(rows: Sequence[Row], settings: Mapping[str, Any], folder: Path) -> st
             lines.append("No runs yet.")
             continue
         lines += table(results, plan, plan.get("reference", REFERENCE))
-        for pair in plan.get("pairs", []):
-            for over in task_sets(plan):
-                difference = results.against(*pair, over)
-                if difference is not None:
-                    where = f"{difference.pairs} pairs on {', '.join(over)}"
-                    lines += ["", f"{pair[0]} minus {pair[1]}: {difference} over {where}."]
+        for first, second in plan.get("pairs", []):
+            lines += _comparison(results, plan, first, {second: 1.0}, second)
+        if ends := plan.get("curve"):
+            for method in plan["methods"]:
+                if weights := results.on_curve(method["label"], ends):
+                    lines += _comparison(results, plan, method["label"], weights, f"the line from {' to '.join(ends)}")
         file = f"stage_{stage.lower()}.svg"
         if plan.get("plot", True) and plot(results, plan, folder / file):
             lines += ["", f"![Score against parameters]({file})"]

@@ -129,11 +129,13 @@ def test_differences_are_between_runs_of_one_precision(plan: comparison.Plan):
     rows = [run_of("lora r=8", 1, 0.50, "bf16"), run_of("later", 1, 0.51, "bf16")]
     rows += [run_of("lora r=8", 2, 0.50, "bf16"), run_of("later", 2, 0.60, "fp32"), run_of("later", 3, 0.7, "fp32")]
     results = comparison_report.Results(rows, ["sst2"])
-    assert results.pairs("later", "lora r=8", "sst2") == {1: pytest.approx(1.0)}
+    assert results.pairs("later", {"lora r=8": 1.0}, "sst2") == {1: pytest.approx(1.0)}
     assert results.mixed("later", "sst2") and not results.mixed("lora r=8", "sst2")
     rows += [run_of("lora r=8", 2, 0.57, "fp32"), run_of("later", 1, 0.9, "fp32"), run_of("lora r=8", 1, 0.1, "fp32")]
     results = comparison_report.Results(rows, ["sst2"])
-    assert results.pairs("later", "lora r=8", "sst2") == pytest.approx({1: 1.0, 2: 3.0})  # the plan's before others
+    assert results.pairs("later", {"lora r=8": 1.0}, "sst2") == pytest.approx(
+        {1: 1.0, 2: 3.0}
+    )  # the plan's before others
     assert results.points("lora r=8", "sst2") == [50.0, 50.0]
     lines = comparison_report.table(results, plan.settings["stages"]["A"], "lora r=8")
     assert any("60.3 ± 9.5† (3)" in line for line in lines if "later" in line)
@@ -251,3 +253,29 @@ def test_a_method_may_have_fewer_tasks_and_seeds_than_its_stage(tmp_path: Path):
         comparison_report.Results(rows, PLAN["tasks"]), plan.settings["stages"]["A"], tmp_path / "plot.svg"
     )
     assert "validation score over sst2, points" in (tmp_path / "plot.svg").read_text()
+
+
+def test_a_method_is_compared_with_the_line_between_two_others(tmp_path: Path):
+    settings = yaml.safe_load(yaml.safe_dump(PLAN))
+    stage = settings["stages"]["A"]
+    stage |= {"seeds": [1, 2, 3], "tasks": ["sst2"], "curve": ["small", "large"]}
+    stage["methods"] = [{"label": label, "overrides": [], "lr": [1e-3]} for label in ("small", "between", "large")]
+    (tmp_path / "plan.yaml").write_text(yaml.safe_dump(settings))
+    plan = comparison.Plan(tmp_path / "plan.yaml", [], [], [])
+    scores = {"small": [0.50, 0.52, 0.51], "between": [0.60, 0.61, 0.65], "large": [0.70, 0.71, 0.78]}
+    sizes = {"small": 10, "between": 20, "large": 80}  # a third of the way, in the logarithm
+    rows = [
+        row(comparison.Cell("A", label, "sst2", "final", 1e-3, seed), validation=score, adapter_params=sizes[label])
+        for label, found in scores.items()
+        for seed, score in enumerate(found, 1)
+    ]
+    results = comparison_report.Results(rows, ["sst2"])
+    assert results.on_curve("between", ["small", "large"]) == pytest.approx({"small": 2 / 3, "large": 1 / 3})
+    assert all(results.on_curve(label, ["small", "large"]) is None for label in ("small", "large", "not there"))
+    assert results.on_curve("large", ["small", "between"]) is None
+    small, between, large = (100 * np.array(scores[label]) for label in ("small", "between", "large"))
+    expected = stats.ttest_rel(between, (2 * small + large) / 3)
+    interval = expected.confidence_interval(0.95)
+    said = f"{(between - (2 * small + large) / 3).mean():+.2f} [{interval.low:+.2f}, {interval.high:+.2f}]"
+    text = comparison_report.report(rows, plan.settings, tmp_path)
+    assert f"\nbetween minus the line from small to large: {said}, 3 pairs on sst2.\n" in text
