@@ -109,10 +109,10 @@ class Results:
         """Return the weights of two methods whose mean has as many parameters, in their logarithm; None outside."""
         if not all(self.all_rows(label) for label in (method, *ends)):
             return None
-        size, low, high = (math.log(max(1.0, parameters(self, label))) for label in (method, *ends))
+        size, low, high = (parameters(self, label) for label in (method, *ends))
         if method in ends or not low <= size <= high:
             return None
-        weight = (size - low) / (high - low)
+        weight = math.log(size / low) / math.log(high / low)
         return {ends[0]: 1 - weight, ends[1]: weight}
 
     def in_precision(self, method: str, task: str, precision: str) -> list[Row]:
@@ -234,13 +234,16 @@ def plot(results: Results, plan: Mapping[str, Any], path: Path) -> bool:
             continue
         scores = [results.points(label, task) for task in tasks]
         error = math.sqrt(sum(statistics.variance(each) / len(each) for each in scores)) / len(scores)
-        point = (max(1.0, parameters(results, label)), mean, error, label)
+        point = (parameters(results, label), mean, error, label)
         families[method.get("family", label)].append(point)
     if not families:
         return False
     figure, axes = pyplot.subplots(figsize=(8, 5), layout="constrained")
     markers = "osD^vP*Xhd"
     for index, (family, points) in enumerate(families.items()):
+        if len(points) == 1 and points[0][0] == 0:
+            axes.axhline(points[0][1], linestyle=":", color="gray", label=f"{family}, without an adapter")
+            continue
         points.sort()
         x, y, error = ([point[i] for point in points] for i in range(3))
         axes.errorbar(x, y, error, marker=markers[index % len(markers)], capsize=3, label=family)
