@@ -230,7 +230,7 @@ def plot(results: Results, plan: Mapping[str, Any], path: Path) -> bool:
     for method in plan["methods"]:
         label = method["label"]
         mean = results.mean(label, method["seeds"], tasks)
-        if mean is None:
+        if mean is None or not parameters(results, label):  # a head alone has no place on the axis, and lies far below
             continue
         scores = [results.points(label, task) for task in tasks]
         error = math.sqrt(sum(statistics.variance(each) / len(each) for each in scores)) / len(scores)
@@ -241,9 +241,6 @@ def plot(results: Results, plan: Mapping[str, Any], path: Path) -> bool:
     figure, axes = pyplot.subplots(figsize=(8, 5), layout="constrained")
     markers = "osD^vP*Xhd"
     for index, (family, points) in enumerate(families.items()):
-        if len(points) == 1 and points[0][0] == 0:
-            axes.axhline(points[0][1], linestyle=":", color="gray", label=f"{family}, without an adapter")
-            continue
         points.sort()
         x, y, error = ([point[i] for point in points] for i in range(3))
         axes.errorbar(x, y, error, marker=markers[index % len(markers)], capsize=3, label=family)
@@ -251,8 +248,8 @@ def plot(results: Results, plan: Mapping[str, Any], path: Path) -> bool:
             axes.annotate(point[3], point[:2], xytext=(4, 5), textcoords="offset points", fontsize=7)
     axes.set_xscale("log")
     axes.set_xlabel("adapter parameters")
-    axes.set_ylabel(f"mean validation score over {', '.join(tasks)}, points (± standard error)")
-    axes.set_title(plan["title"])
+    axes.set_ylabel("mean validation score, points (± standard error)")
+    axes.set_title(f"{plan['title']}: {', '.join(tasks)}")
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
     figure.savefig(path, metadata={"Date": None})

@@ -252,7 +252,7 @@ def test_a_method_may_have_fewer_tasks_and_seeds_than_its_stage(tmp_path: Path):
     assert comparison_report.plot(
         comparison_report.Results(rows, PLAN["tasks"]), plan.settings["stages"]["A"], tmp_path / "plot.svg"
     )
-    assert "validation score over sst2, points" in (tmp_path / "plot.svg").read_text()
+    assert "Small: sst2" in (tmp_path / "plot.svg").read_text()
 
 
 def test_a_method_is_compared_with_the_line_between_two_others(tmp_path: Path):
