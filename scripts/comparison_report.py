@@ -271,7 +271,7 @@ def report(rows: Sequence[Row], settings: Mapping[str, Any], folder: Path) -> st
         f"precision, with its 95 % confidence interval. {OTHER}: some runs are in another precision than bfloat16. "
         "Memory is the peak's ratio to that method's, in one precision. The runs were made on several machines, so "
         "their times do not compare; `python scripts/bench_training.py` times the methods side by side. What was "
-        "found, and what was tried, is in [FINDINGS.md](FINDINGS.md).",
+        "found is in [FINDINGS.md](FINDINGS.md), what was tried in [TRIED.md](TRIED.md).",
     ]
     for stage, plan in settings["stages"].items():
         of_stage = [row for row in rows if row.stage == stage]
