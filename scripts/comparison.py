@@ -137,12 +137,7 @@ class Plan:
             for method in stage["methods"]:
                 for each in ("tasks", "seeds"):
                     method.setdefault(each, stage[each])
-                if unknown := set(method["tasks"]) - set(self.settings["tasks"]):
-                    raise SystemExit(
-                        f"{path}: {method['label']} may not have tasks that the plan has not: {', '.join(unknown)}."
-                    )
-                if any(each.startswith(PRECISION) for each in method["overrides"]):
-                    raise SystemExit(f"{path}: {method['label']} may not set {PRECISION[:-1]}; that is --precision.")
+        self._check(path)
         self.methods = [
             (stage, method)
             for stage in stages or known
@@ -152,6 +147,23 @@ class Plan:
         # What comes first gives the most useful partial table.
         self.methods.sort(key=lambda pair: pair[1].get("round", 1))
         self.tasks = [task for task in self.settings["tasks"] if not tasks or task in tasks]
+
+    def _check(self, path: Path) -> None:
+        """Refuse what would be run and never shown, or silently not compared."""
+        for name, stage in self.settings["stages"].items():
+            where, labels = f"{path}, stage {name}", [method["label"] for method in stage["methods"]]
+            if unknown := set(stage["tasks"]) - set(self.settings["tasks"]):
+                raise SystemExit(f"{where} may not have tasks that the plan has not: {', '.join(unknown)}.")
+            for method in stage["methods"]:
+                if unknown := set(method["tasks"]) - set(stage["tasks"]):
+                    raise SystemExit(f"{where}: {method['label']} may not have other tasks: {', '.join(unknown)}.")
+                if any(each.startswith(PRECISION) for each in method["overrides"]):
+                    raise SystemExit(f"{where}: {method['label']} may not set {PRECISION[:-1]}; that is --precision.")
+            if not set(stage["tasks"]).intersection(*(method["tasks"] for method in stage["methods"])):
+                raise SystemExit(f"{where} has no task that all its methods have, to take a mean over.")
+            named = {stage.get("reference", REFERENCE), *stage.get("curve", ())}.union(*stage.get("pairs", []))
+            if unknown := named - set(labels):
+                raise SystemExit(f"{where} compares with what it does not have: {', '.join(unknown)}.")
 
     def ready(self, rows: Iterable[Row]) -> Iterator[tuple[Cell, list[str]]]:
         """Yield the runs that can start now and their overrides, in order; those in `rows` among them."""

@@ -110,7 +110,7 @@ class Results:
         if not all(self.all_rows(label) for label in (method, *ends)):
             return None
         size, low, high = (parameters(self, label) for label in (method, *ends))
-        if method in ends or not low <= size <= high:
+        if method in ends or not 0 < low <= size <= high or low == high:
             return None
         weight = math.log(size / low) / math.log(high / low)
         return {ends[0]: 1 - weight, ends[1]: weight}
@@ -152,8 +152,13 @@ def table(results: Results, plan: Mapping[str, Any], reference: str) -> list[str
         cells += [_score(results, label, task, len(plan["seeds"])) for task in results.tasks]
         for tasks in sets:
             mean = results.mean(label, methods[label]["seeds"], tasks)
+            mark = OTHER if any(results.mixed(label, task) for task in tasks) else ""
+            count = "" if methods[label]["seeds"] == plan["seeds"] else f" ({len(methods[label]['seeds'])})"
             difference = results.against(label, {reference: 1.0}, tasks) if label != reference else None
-            cells += ["-" if mean is None else f"{mean:.2f}", "-" if difference is None else str(difference)]
+            cells += [
+                "-" if mean is None else f"{mean:.2f}{mark}{count}",
+                "-" if difference is None else str(difference),
+            ]
         lines.append("| " + " | ".join([*cells, memory[label]]) + " |")
     return lines
 
@@ -270,7 +275,9 @@ def report(rows: Sequence[Row], settings: Mapping[str, Any], folder: Path) -> st
         "brackets says how many seeds there are where not all are. `minus` a method is paired by task, seed and "
         f"precision, with its 95 % confidence interval. {OTHER}: some runs are in another precision than bfloat16. "
         "Memory is the peak's ratio to that method's, in one precision. The runs were made on several machines, so "
-        "their times do not compare; `python scripts/bench_training.py` times the methods side by side. What was "
+        "their times do not compare; `python scripts/bench_training.py` times the methods side by side. `The line "
+        "from` one method to another is their mean with weights such that it has as many parameters, in the logarithm. "
+        "What was "
         "found is in [FINDINGS.md](FINDINGS.md), what was tried in [TRIED.md](TRIED.md).",
     ]
     for stage, plan in settings["stages"].items():

@@ -181,6 +181,26 @@ def test_a_precision_is_no_methods_own(tmp_path: Path):
         comparison.Plan(tmp_path / "plan.yaml", [], [], [])
 
 
+@pytest.mark.parametrize(
+    ("stage", "method", "said"),
+    [
+        ({"tasks": ["sst2", "qqq"]}, {}, "stage A may not have tasks that the plan has not: qqq"),
+        ({"tasks": ["sst2"]}, {"tasks": ["cola"]}, "stage A: later may not have other tasks: cola"),
+        ({}, {"tasks": []}, "stage A has no task that all its methods have"),
+        ({"reference": "lora r=9"}, {}, "stage A compares with what it does not have: lora r=9"),
+        ({"curve": ["lora r=8", "lora"]}, {}, "stage A compares with what it does not have: lora"),
+        ({"pairs": [["later", "sooner"]]}, {}, "stage A compares with what it does not have: sooner"),
+    ],
+)
+def test_a_plan_that_would_not_show_or_compare_something_is_refused(tmp_path: Path, stage, method, said: str):
+    settings = yaml.safe_load(yaml.safe_dump(PLAN))
+    settings["stages"]["A"] |= stage
+    settings["stages"]["A"]["methods"][1] |= method
+    (tmp_path / "plan.yaml").write_text(yaml.safe_dump(settings))
+    with pytest.raises(SystemExit, match=said):
+        comparison.Plan(tmp_path / "plan.yaml", [], [], [])
+
+
 def test_the_real_plan_composes():
     from lorsa.runner.compose import compose
     from lorsa.runner.validate import check
@@ -247,7 +267,7 @@ def test_a_method_may_have_fewer_tasks_and_seeds_than_its_stage(tmp_path: Path):
         comparison_report.Results(rows, PLAN["tasks"]), plan.settings["stages"]["A"], "lora r=8"
     )
     assert "| mean of 1 tasks | minus lora r=8 [95 %] | mean of 2 tasks | minus lora r=8 [95 %] |" in lines[0]
-    assert "| 61.5 ± 0.7 (2) | - | 61.50 | +0.00 [+0.00, +0.00] | - | - |" in next(x for x in lines if "later" in x)
+    assert "| 61.5 ± 0.7 (2) | - | 61.50 (2) | +0.00 [+0.00, +0.00] | - | - |" in next(x for x in lines if "later" in x)
     assert "| 62.0 ± 1.0 | 22.0 ± 1.0 | 62.00 | - | 42.00 | - |" in next(x for x in lines if "| lora" in x)
     assert comparison_report.plot(
         comparison_report.Results(rows, PLAN["tasks"]), plan.settings["stages"]["A"], tmp_path / "plot.svg"
@@ -258,7 +278,7 @@ def test_a_method_may_have_fewer_tasks_and_seeds_than_its_stage(tmp_path: Path):
 def test_a_method_is_compared_with_the_line_between_two_others(tmp_path: Path):
     settings = yaml.safe_load(yaml.safe_dump(PLAN))
     stage = settings["stages"]["A"]
-    stage |= {"seeds": [1, 2, 3], "tasks": ["sst2"], "curve": ["small", "large"]}
+    stage |= {"seeds": [1, 2, 3], "tasks": ["sst2"], "curve": ["small", "large"], "reference": "large"}
     stage["methods"] = [{"label": label, "overrides": [], "lr": [1e-3]} for label in ("small", "between", "large")]
     (tmp_path / "plan.yaml").write_text(yaml.safe_dump(settings))
     plan = comparison.Plan(tmp_path / "plan.yaml", [], [], [])
@@ -273,6 +293,12 @@ def test_a_method_is_compared_with_the_line_between_two_others(tmp_path: Path):
     assert results.on_curve("between", ["small", "large"]) == pytest.approx({"small": 2 / 3, "large": 1 / 3})
     assert all(results.on_curve(label, ["small", "large"]) is None for label in ("small", "large", "not there"))
     assert results.on_curve("large", ["small", "between"]) is None
+    nothing = [dataclasses.replace(each, adapter_params=0) if each.method == "small" else each for each in rows]
+    assert comparison_report.Results(nothing, ["sst2"]).on_curve("between", ["small", "large"]) is None
+    assert comparison_report.plot(
+        comparison_report.Results(nothing, ["sst2"]), stage | plan.settings["stages"]["A"], tmp_path / "plot.svg"
+    )
+    assert "small" not in (tmp_path / "plot.svg").read_text()
     small, between, large = (100 * np.array(scores[label]) for label in ("small", "between", "large"))
     expected = stats.ttest_rel(between, (2 * small + large) / 3)
     interval = expected.confidence_interval(0.95)
