@@ -23,7 +23,9 @@ NOT_AVAILABLE = "Requested node configuration is not available"
 # What becomes of a job, by the exit code of its tasks (task.py). A task that failed for good says so in a file too,
 # since srun gives another code where it then ends the others. An element of an array needs its full name: one of them
 # has the array's own id as its job id, and to requeue that would begin the whole array again. A job that was cancelled
-# meanwhile does not run, and is left alone.
+# meanwhile does not run, and is left alone. A controller that dies before it saves its state, which it does every five
+# seconds, forgets a requeue, and would count the job as failed once this script is over: so the script outlives the
+# TERM that comes with the requeue, and looks whether it still stands.
 SETUP = """\
 id="${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_${SLURM_ARRAY_TASK_ID}}"
 id="${id:-$SLURM_JOB_ID}"
@@ -34,10 +36,14 @@ code=$?
 case "$code" in 0|1|2) exit "$code" ;; esac
 ls JOBS > /dev/null  # on a shared disk, see what other nodes wrote
 [ -e JOBS/"$id".failed ] && exit 1
-state=$(squeue --noheader --format=%T --jobs="$id") || state=RUNNING  # no answer: the job is there, since this runs
-[ "$state" = RUNNING ] || exit "$code"
-echo "exit code $code: the job begins again, and goes on from the last checkpoint"
-for pause in 5 20 60 0; do scontrol requeue "$id" && break; sleep "$pause"; done
+trap '' TERM
+for pause in 6 6 12 24 48 96; do
+    state=$(squeue --noheader --format=%T --jobs="$id") || state=RUNNING  # no answer: the job is there, since this runs
+    [ "$state" = RUNNING ] || break
+    echo "exit code $code: the job begins again, and goes on from the last checkpoint"
+    scontrol requeue "$id"
+    sleep "$pause"
+done
 exit "$code"
 """
 

@@ -5,6 +5,7 @@ import math
 import os
 import random
 import shutil
+import signal
 import socket
 import subprocess
 import time
@@ -25,6 +26,7 @@ class Cluster:
         # What a SLURM job that runs these tests says of itself would reach the jobs that they submit.
         self.environment = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM_", "SBATCH_"))}
         self.environment["SLURM_CONF"] = str(folder / "slurm.conf")
+        self.job_state = folder / "state" / "job_state"
 
     def run(self, *command: str, cwd: Path | None = None) -> str:
         """Run a command on the login node, so to speak; returns what it printed."""
@@ -51,13 +53,20 @@ class Cluster:
         self.run("scontrol", "update", f"JobId={job}", f"TimeLimit={math.ceil((elapsed + seconds) / 60)}")
 
     def restart_controller(self) -> None:
-        """Kill -9 slurmctld and start it again.
+        """Kill -9 slurmctld and start it again, when it has saved its state: a younger job would be lost."""
+        self.wait_for_save()
+        self._script("restart-controller")
 
-        It saves its state every five seconds, and a job that is younger would be lost: wait for that first.
-        """
-        called, state = time.time(), self.folder / "state" / "job_state"
-        while time.time() < called + 6 and not (state.exists() and state.stat().st_mtime > called):
+    def wait_for_save(self) -> None:
+        """Wait until slurmctld saves its state, which it does five seconds after something changed, at the latest."""
+        called = time.time()
+        while time.time() < called + 6 and not (self.job_state.exists() and self.job_state.stat().st_mtime > called):
             time.sleep(0.1)
+
+    def crash_controller(self, job_state: bytes) -> None:
+        """Kill -9 slurmctld and start it again with an earlier state of its jobs: it forgets what came after that."""
+        os.kill(int((self.folder / "run" / "slurmctld.pid").read_text()), signal.SIGKILL)
+        self.job_state.write_bytes(job_state)
         self._script("restart-controller")
 
     def node_down(self, name: str) -> None:

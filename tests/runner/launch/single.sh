@@ -27,8 +27,12 @@ code=$?
 case "$code" in 0|1|2) exit "$code" ;; esac
 ls /HOME/sweeps/2026-01-01_00-00-00/submitit > /dev/null  # on a shared disk, see what other nodes wrote
 [ -e /HOME/sweeps/2026-01-01_00-00-00/submitit/"$id".failed ] && exit 1
-state=$(squeue --noheader --format=%T --jobs="$id") || state=RUNNING  # no answer: the job is there, since this runs
-[ "$state" = RUNNING ] || exit "$code"
-echo "exit code $code: the job begins again, and goes on from the last checkpoint"
-for pause in 5 20 60 0; do scontrol requeue "$id" && break; sleep "$pause"; done
+trap '' TERM
+for pause in 6 6 12 24 48 96; do
+    state=$(squeue --noheader --format=%T --jobs="$id") || state=RUNNING  # no answer: the job is there, since this runs
+    [ "$state" = RUNNING ] || break
+    echo "exit code $code: the job begins again, and goes on from the last checkpoint"
+    scontrol requeue "$id"
+    sleep "$pause"
+done
 exit "$code"

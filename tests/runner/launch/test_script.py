@@ -70,12 +70,21 @@ class Job:
         self.sweep.jobs.mkdir(parents=True)
         self.bin = tmp_path / "node"
         self.bin.mkdir()
-        self.command("squeue", f'echo "$@" > {self.bin}/asked; echo RUNNING')
-        self.command("scontrol", f'echo "$@" >> {self.bin}/scontrol.calls')
+        self.command("squeue", f'echo "$@" > {self.bin}/asked; cat {self.bin}/state')
+        self.command("sleep", f'echo "$@" >> {self.bin}/pauses')
+        (self.bin / "state").write_text("RUNNING")
+        self.requeue_succeeds()
 
     def command(self, name, body):
         (self.bin / name).write_text(f"#!/bin/bash\n{body}\n")
         (self.bin / name).chmod(0o755)
+
+    def requeue_succeeds(self, at_try=1):
+        tries = f"$(wc -l < {self.bin}/scontrol.calls)"
+        self.command(
+            "scontrol",
+            f'echo "$@" >> {self.bin}/scontrol.calls; [ {tries} -lt {at_try} ] || echo PENDING > {self.bin}/state',
+        )
 
     def run(self, code, element=None, srun="", **settings):
         self.command("srun", f"{srun}\nexit {code}")
@@ -112,6 +121,27 @@ def test_a_job_that_was_stopped_or_killed_begins_again_and_no_other_element_does
     assert f"--jobs={job_id}" in (node_job.bin / "asked").read_text()
 
 
+def test_a_requeue_that_is_refused_or_forgotten_is_asked_for_again(node_job):
+    node_job.requeue_succeeds(at_try=3)
+    assert node_job.run(137).returncode == 137
+    assert node_job.requeued == ["requeue 77"] * 3
+    assert (node_job.bin / "pauses").read_text().split() == ["6", "6", "12"]
+
+
+def test_a_site_that_never_requeues_is_asked_for_three_minutes(node_job):
+    node_job.command("scontrol", f"echo >> {node_job.bin}/scontrol.calls; exit 1")
+    assert node_job.run(75).returncode == 75
+    pauses = [int(pause) for pause in (node_job.bin / "pauses").read_text().split()]
+    assert len(node_job.requeued) == len(pauses)
+    assert 180 <= sum(pauses) < 200
+
+
+def test_where_the_controller_gives_no_answer_the_job_runs(node_job):
+    node_job.command("squeue", f"[ -e {node_job.bin}/pauses ] && echo PENDING")
+    assert node_job.run(137).returncode == 137
+    assert node_job.requeued == ["requeue 77"]
+
+
 @pytest.mark.parametrize("code", [137, 143])
 def test_a_task_that_failed_for_good_ends_the_job_though_the_others_were_killed(node_job, code):
     mark = node_job.sweep.jobs / "70_1.failed"
@@ -129,7 +159,7 @@ def test_the_mark_of_an_earlier_attempt_or_of_another_element_does_not_count(nod
 
 @pytest.mark.parametrize("state", ["COMPLETING", "CANCELLED", "PREEMPTED", ""])
 def test_a_job_that_was_cancelled_meanwhile_is_left_alone(node_job, state):
-    node_job.command("squeue", f"echo {state}")
+    (node_job.bin / "state").write_text(state)
     assert node_job.run(143, 0).returncode == 143
     assert node_job.requeued == []
 
@@ -140,6 +170,7 @@ def test_folders_with_any_characters(tmp_path, folder):
     mark = shlex.quote(str(job.sweep.jobs / "77.failed"))
     assert job.run(137, srun=f"touch {mark}").returncode == 1
     assert job.run(137).returncode == 137
+    assert job.requeued == ["requeue 77"]
     done = job.run(0, srun='echo "path: $PYTHONPATH"', snapshot=True)
     assert f"path: {job.sweep.code}\n" in done.stdout
     assert done.stderr == ""
