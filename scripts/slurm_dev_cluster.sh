@@ -239,6 +239,7 @@ MaxArraySize=$max_array_size
 MaxJobCount=$((max_array_size + 10000))
 JobRequeue=1
 ReturnToService=2
+# Long enough for a job's script to see that its requeue stands (30 by default).
 KillWait=20
 OverTimeLimit=0
 MessageTimeout=30
