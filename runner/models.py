@@ -53,8 +53,13 @@ def load_tokenizer(cfg: JobConfig) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def load_model(cfg: JobConfig, tokenizer: PreTrainedTokenizerBase) -> BaseModel:
+def load_model(cfg: JobConfig, tokenizer: PreTrainedTokenizerBase, on_meta: bool = False) -> BaseModel:
     """Load `cfg.model` with a head for `cfg.task`, initialised from `cfg.seed`.
+
+    Args:
+        cfg: the run's config.
+        tokenizer: its tokenizer.
+        on_meta: fetch the files, and give a model on the meta device, which takes no memory.
 
     Raises:
         UserError: no such model, no weights, damaged weights, or the hub cannot be reached.
@@ -62,6 +67,8 @@ def load_model(cfg: JobConfig, tokenizer: PreTrainedTokenizerBase) -> BaseModel:
     from transformers import AutoModelForSequenceClassification, set_seed
 
     source, options = source_of(cfg.model)
+    if on_meta:
+        options["device_map"] = "meta"
     # Weights that the checkpoint lacks are drawn during loading: the head depends on the seed and on nothing else.
     set_seed(cfg.seed)
     try:

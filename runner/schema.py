@@ -203,3 +203,10 @@ def typed(cfg: DictConfig) -> JobConfig:
 def _empty() -> DictConfig:
     """Return a config of the classes' defaults; made once, since it takes as long as the rest of a merge."""
     return OmegaConf.structured(JobConfig)
+
+
+def in_one_process(cfg: JobConfig) -> JobConfig:
+    """Return a run's config with engine=single, for what reads its model or data outside of the run."""
+    alone = cast(JobConfig, cast(DictConfig, cfg).copy())
+    alone.engine.name, alone.engine.zero = "single", None
+    return alone

@@ -28,7 +28,7 @@ class FinishedRun:
 
     Attributes:
         directory: where it is.
-        cfg: its config, typed and checked.
+        cfg: its config, typed and checked, but for one process, whatever number it was trained by.
         peft_type: PEFT's name of the method, or None for `full`, `head` and `bitfit`.
         result: its result.json.
     """
@@ -118,7 +118,7 @@ def _unfinished(path: Path, directory: RunDirectory) -> str:
 def _config(directory: RunDirectory, result: Result) -> JobConfig:
     from omegaconf import OmegaConf
 
-    from lorsa.runner.schema import register_resolvers, typed
+    from lorsa.runner.schema import in_one_process, register_resolvers, typed
     from lorsa.runner.signature import model_folder
     from lorsa.runner.validate import check
 
@@ -128,7 +128,9 @@ def _config(directory: RunDirectory, result: Result) -> JobConfig:
         cfg = typed(OmegaConf.load(file))  # type: ignore[arg-type]
     except Exception as error:
         raise UserError(f"{file} is missing or damaged ({_first_line(error)}).") from error
+    cfg.tracker.name = "none"  # what it was tracked with need not be installed here
     check(cfg)
+    cfg = in_one_process(cfg)
     if model_folder(cfg.model.path) is None:
         commit = result.get("model_commit")
         if commit is None and cfg.model.gguf_file is None:

@@ -78,12 +78,17 @@ def _fetch_model(cfg: JobConfig) -> None:
     from lorsa.runner.bases import fill_cache
     from lorsa.runner.job import prepare
     from lorsa.runner.models import load_model, load_tokenizer
+    from lorsa.runner.schema import in_one_process
 
+    cfg = in_one_process(cfg)
+    # Those of the machine that will train. A basis is of the weights as they are stored, whatever computes it.
+    cfg.engine.device, cfg.engine.precision = "auto", "fp32"
     device, method = prepare(cfg)
-    base = load_model(cfg, load_tokenizer(cfg))
     if not isinstance(method, LorsaConfig):
+        load_model(cfg, load_tokenizer(cfg), on_meta=cfg.model.gguf_file is None)
         say(f"{cfg.model.name}: here; method={cfg.method.name} needs no bases.")
         return
+    base = load_model(cfg, load_tokenizer(cfg))
     base.model.to(device)  # type: ignore[arg-type]  # transformers' wrapper of `to` hides its signature
     computed, count = fill_cache(base.model, base.head, method)
     say(f"{cfg.model.name}: {count} bases in {default_folder()}, {computed} of them computed now.")

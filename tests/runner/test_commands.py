@@ -208,6 +208,24 @@ def test_a_model_of_half_precision_is_written_in_its_own_dtype(make_run, lorsa, 
     torch.testing.assert_close(logits.float(), run.logits.float(), rtol=0.05, atol=0.05)
 
 
+def test_a_run_of_another_engine_and_tracker_is_read_back_by_one_process_without_either(
+    make_run, lorsa, tmp_path, monkeypatch
+):
+    run = make_run(*LORSA)
+    trained = compose("engine=zero3", "engine.precision=bf16", "resources=gpu8", "tracker=wandb", *LORSA)
+    trained.runs_dir = str(tmp_path / "runs")
+    (run.path / "config.yaml").write_text(OmegaConf.to_yaml(trained, resolve=True))
+    monkeypatch.setattr("lorsa.runner.validate.find_spec", lambda name: None)
+    monkeypatch.setattr("lorsa.runner.device.has_bf16", lambda device: False)
+    lorsa("export", run.path, tmp_path / "lora")
+    lorsa("merge", run.path, tmp_path / "merged")
+    model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "merged").eval()
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "merged")
+    with torch.no_grad():
+        logits = model(**tokenizer(TEXTS, padding=True, return_tensors="pt")).logits
+    torch.testing.assert_close(logits, run.logits, rtol=1e-5, atol=1e-5)
+
+
 def test_what_cannot_be_exported_or_merged_is_refused(make_run, refused, tmp_path):
     out = tmp_path / "out"
     sentence = refused("export", make_run("method=full").path, out)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -58,6 +59,32 @@ def test_a_method_without_bases_needs_none_and_a_wrong_override_is_refused(
     with pytest.raises(UserError, match=r"there is no model named 'tiny_lama'.*tiny_llama"):
         prefetch(["model=tiny_lama"])
     assert not cache.exists()
+
+
+def test_what_another_machine_will_train_with_need_not_be_here(
+    cache: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("lorsa.runner.device.has_bf16", lambda device: False)
+    prefetch(["method=lorsa,full", "engine=zero3", "engine.device=cuda", "engine.precision=bf16", "resources=gpu8"])
+    printed = capsys.readouterr().out
+    assert f"tiny_llama: {len(stored(cache))} bases in {cache}" in printed
+    assert "method=full needs no bases" in printed
+
+
+def test_a_method_without_bases_has_the_files_fetched_and_no_weights_in_memory(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
+):
+    from lorsa.runner import models
+
+    loaded = []
+
+    def load(*arguments: Any, **options: Any) -> Any:
+        loaded.append(load_model(*arguments, **options).model)
+
+    load_model = models.load_model
+    monkeypatch.setattr(models, "load_model", load)
+    prefetch(["method=full"])
+    assert {parameter.device.type for model in loaded for parameter in model.parameters()} == {"meta"}
 
 
 def test_a_sweep_is_prefetched_as_a_whole(cache: Path, capsys: pytest.CaptureFixture[str]):
