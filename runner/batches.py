@@ -38,6 +38,12 @@ class EncodedRows:
     def __len__(self) -> int:
         return len(self.ids)
 
+    def part(self, start: int, stop: int) -> EncodedRows:
+        """Return the rows from `start` to before `stop`."""
+        some = slice(start, stop)
+        chosen = range(*some.indices(len(self)))
+        return EncodedRows(self.dataset.select(chosen), self.ids[some], self.lengths[some])
+
 
 def encode(
     rows: Dataset, task: TaskConfig, max_length: int, tokenizer: PreTrainedTokenizerBase, by_length: bool = False

@@ -1,4 +1,4 @@
-"""Checkpoints on disk: which of them are whole."""
+"""Checkpoints on disk: which of them are whole. Beside them lie the logits that an evaluation has so far."""
 
 from __future__ import annotations
 
@@ -22,3 +22,13 @@ def last_checkpoint(folder: Path) -> Path | None:
     """Return the checkpoint to resume from, or None."""
     checkpoints = complete_checkpoints(folder)
     return checkpoints[-1] if checkpoints else None
+
+
+def kept_logits_folder(step: int) -> str:
+    """Return the name of the folder that holds what the evaluation of that update's weights has so far."""
+    return f"logits-{step}"
+
+
+def kept_pieces(folder: Path) -> list[Path]:
+    """Return the files that evaluations left in such folders."""
+    return list(folder.glob("logits-*/*.npy"))

@@ -1,19 +1,53 @@
-"""From logits to metrics and to files of predictions."""
+"""The logits of a split, and from them metrics and files of predictions."""
 
 from __future__ import annotations
 
+import io
 import json
 import math
 from collections.abc import Mapping
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from lorsa.runner.batches import EncodedRows
+from lorsa.runner.checkpoints import kept_logits_folder
+from lorsa.runner.distributed import from_main, world_size
 from lorsa.runner.metrics import compute, primary_over_splits
 from lorsa.runner.schema import TaskConfig
 
+if TYPE_CHECKING:
+    from lorsa.runner.rundir import RunDirectory
+    from lorsa.runner.training import GlueTrainer
+
 Logits = np.ndarray[Any, np.dtype[np.float32]]
+# Batches after which an evaluation's logits are kept: QQP's test set can take longer than a job may.
+BATCHES_PER_PIECE = 256
+
+
+def kept_logits(trainer: GlueTrainer, split: str, rows: EncodedRows, directory: RunDirectory) -> Logits:
+    """Return the logits of a split, (rows, labels), going on from what an attempt that was stopped has of them.
+
+    The pieces end where batches do, so they are the same numbers as in one go.
+    """
+    size = BATCHES_PER_PIECE * trainer.args.per_device_eval_batch_size * world_size()
+    folder = kept_logits_folder(trainer.state.best_global_step or trainer.state.global_step)
+    pieces = []
+    for start in range(0, len(rows), size):
+        file = directory.checkpoints / folder / f"{split}-{start}.npy"
+        piece = from_main(lambda file=file: _read(file))  # type: ignore[misc]
+        if piece is None:
+            piece = trainer.logits(rows.part(start, start + size))
+            stream = io.BytesIO()
+            np.save(stream, piece)
+            directory.write(file.relative_to(directory.path).as_posix(), stream.getvalue())
+        pieces.append(piece)
+    return np.concatenate(pieces)
+
+
+def _read(file: Path) -> Logits | None:
+    return np.load(file) if file.is_file() else None
 
 
 def predictions(task: TaskConfig, logits: Logits) -> list[int] | list[float]:

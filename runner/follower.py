@@ -23,7 +23,7 @@ class Follower(RunDirectory):
     def report(self, state: str, **details: Any) -> None:
         """Do nothing."""
 
-    def write(self, name: str, text: str) -> None:
+    def write(self, name: str, content: str | bytes) -> None:
         """Do nothing."""
 
     def keep_metrics_until(self, step: int) -> None:

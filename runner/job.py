@@ -299,13 +299,13 @@ def evaluate(
     cfg: JobConfig, trainer: GlueTrainer, rows: dict[str, EncodedRows], directory: RunDirectory
 ) -> dict[str, dict[str, float]]:
     """Score the chosen checkpoint on every labelled part, and write the predictions of all but the training rows."""
-    from lorsa.runner.evaluation import prediction_lines, score_splits
+    from lorsa.runner.evaluation import kept_logits, prediction_lines, score_splits
 
     scores: dict[str, dict[str, float]] = {}
     for split, encoded in rows.items():
         if split == "train":
             continue
-        logits = trainer.logits(encoded)
+        logits = kept_logits(trainer, split, encoded, directory)
         directory.write(f"predictions/{split}.jsonl", prediction_lines(cfg.task, encoded, logits))
         if min(encoded.dataset["labels"]) >= 0:
             scores |= score_splits(cfg.task, {split: encoded}, {split: logits})
@@ -328,7 +328,10 @@ def record(
     clock: Clock,
     resumed_from: int,
 ) -> dict[str, Any]:
-    """Write the adapter, then result.json; the run is done with that, and its checkpoints are dropped."""
+    """Write the adapter, then result.json; the run is done with that, and its checkpoints are dropped.
+
+    Each waits for the disk before the next: after a power cut there is the whole of one or the other.
+    """
     import shutil
 
     from lorsa.methods import save
@@ -339,7 +342,7 @@ def record(
     from lorsa.runner.glue.fingerprint import content_fingerprint
     from lorsa.runner.metrics import primary_name, primary_over_splits
     from lorsa.runner.result import SCHEMA_VERSION, checked, to_text
-    from lorsa.runner.rundir import writing
+    from lorsa.runner.rundir import flush_folder, flush_to_disk, writing
 
     with writing(directory.adapter), trainer.whole_model():
         if is_main():
@@ -407,7 +410,11 @@ def record(
     # In place of PEFT's, which is a template to fill in.
     kind: Kind = "selected" if isinstance(method, SelectedConfig) else "adapter"
     directory.write(f"{directory.adapter.name}/{CARD}", card(result, kind))
+    if is_main():
+        with writing(directory.adapter):
+            flush_folder(directory.adapter)
     directory.write("result.json", text)
     if is_main():
+        flush_to_disk(directory.path)
         shutil.rmtree(directory.checkpoints, ignore_errors=True)
     return result

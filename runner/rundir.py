@@ -5,7 +5,7 @@
     status.json      what is run, its state, attempt, host, process id, job id; the file's own time is the heartbeat
     job.json         the job that it was last submitted as
     metrics.jsonl    one line per logged step and per evaluation
-    checkpoints/     what a killed run resumes from; removed when the run is done
+    checkpoints/     what a killed run resumes from, in training or evaluation; removed when the run is done
     adapter/         the trained adapter and head
     predictions/     one file per scored or predicted split
     logs/            profiles
@@ -28,7 +28,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from lorsa.runner.checkpoints import last_checkpoint, step_of
+from lorsa.runner.checkpoints import kept_pieces, last_checkpoint, step_of
 from lorsa.runner.errors import AlreadyRunningError, GaveUpError, UserError
 from lorsa.runner.result import SCHEMA_VERSION
 from lorsa.runner.stop import StopRequested
@@ -67,6 +67,14 @@ def flush_to_disk(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def flush_folder(folder: Path) -> None:
+    """Wait until everything in a folder, and the folder, would survive a power cut."""
+    for path in folder.rglob("*"):
+        with suppress(FileNotFoundError):  # a temporary file of another process
+            flush_to_disk(path)
+    flush_to_disk(folder)
 
 
 @contextmanager
@@ -203,7 +211,7 @@ class RunDirectory:
                 if self.deaths > retries and in_job:
                     raise GaveUpError(
                         f"It was begun {self.deaths} times in job {os.environ[JOB_ID]} and each time killed without a "
-                        f"word, or stopped before its first checkpoint (last on {before.get('host', '?')}); more "
+                        f"word, or stopped before it got any further (last on {before.get('host', '?')}); more "
                         "memory or time may help: resources.mem_gb=…, resources.minutes=…"
                     )
                 yield
@@ -226,7 +234,7 @@ class RunDirectory:
             before: what the last attempt left in status.json.
         """
         last = last_checkpoint(self.checkpoints)
-        reached = 0 if last is None else step_of(last)
+        reached = (0 if last is None else step_of(last)) + len(kept_pieces(self.checkpoints))
         self.attempt = int(before.get("attempt", 0)) + 1
         if before.get("job_id") is not None and before.get("job_id") == os.environ.get(JOB_ID):
             # An earlier attempt may have thrown away what was there before the job (`start`); this one must not.
@@ -305,11 +313,11 @@ class RunDirectory:
         with writing(self.path / "status.json"):
             write_atomic(self.path / "status.json", json.dumps(status, indent=2))
 
-    def write(self, name: str, text: str) -> None:
+    def write(self, name: str, content: str | bytes) -> None:
         """Write one file of the run, atomically."""
         with writing(self.path / name):
             (self.path / name).parent.mkdir(parents=True, exist_ok=True)
-            write_atomic(self.path / name, text)
+            write_atomic(self.path / name, content)
 
     def keep_metrics_until(self, step: int) -> None:
         """Drop the lines of metrics.jsonl that a resumed run will write again: those after `step`."""

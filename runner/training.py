@@ -7,7 +7,7 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,7 @@ from lorsa.runner.checkpoints import COMPLETE_FILE, complete_checkpoints, last_c
 from lorsa.runner.distributed import barrier, from_main, gathered, is_main, world_size
 from lorsa.runner.errors import DivergedError, UserError
 from lorsa.runner.heap import return_free_memory
-from lorsa.runner.rundir import RunDirectory, flush_to_disk, writing
+from lorsa.runner.rundir import RunDirectory, flush_folder, flush_to_disk, writing
 from lorsa.runner.schema import JobConfig
 from lorsa.runner.stop import deferred
 from lorsa.runner.zero import deepspeed_config, finish_fetching, is_zero, is_zero3
@@ -280,9 +280,7 @@ class GlueTrainer(Trainer):
             super()._save_checkpoint(model, trial)
             if is_main():
                 torch.save(training_state(self.model), folder / METHOD_STATE_FILE)
-            for path in folder.rglob("*"):
-                with suppress(FileNotFoundError):  # another process' temporary file
-                    flush_to_disk(path)
+            flush_folder(folder)
             barrier()  # every process' files are on the disk now
             if is_main():
                 (folder / COMPLETE_FILE).write_text(str(self.args.world_size))

@@ -2,16 +2,20 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import jsonschema
 import pytest
 from huggingface_hub import ModelCard
 from transformers import AutoModelForSequenceClassification
 
+from lorsa.runner.batches import EncodedRows
 from lorsa.runner.compose import compose
 from lorsa.runner.job import run
 from lorsa.runner.result import schema
 from lorsa.runner.signature import model_folder, signature
+from lorsa.runner.stop import StopRequested
+from lorsa.runner.training import GlueTrainer
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 TASKS = sorted(path.stem for path in (CONF / "task").glob("*.yaml"))
@@ -135,6 +139,50 @@ def test_the_recorded_adapter_gives_the_recorded_predictions(job, tmp_path):
         with torch.no_grad():
             logits = model(**tokenizer(row["sentence"], return_tensors="pt")).logits[0]
         assert logits.tolist() == pytest.approx(recorded[row["idx"]], abs=1e-5)
+
+
+def test_an_evaluation_that_is_stopped_goes_on_and_predicts_the_same(job, tmp_path, monkeypatch):
+    overrides = ("debug=smoke", "train.eval_batch_size=8")
+    whole = job(*overrides)
+    folder = tmp_path / "runs" / whole["signature"]
+    predictions = {path.name: path.read_bytes() for path in (folder / "predictions").iterdir()}
+    monkeypatch.setattr("lorsa.runner.evaluation.BATCHES_PER_PIECE", 1)
+    scored: list[int] = []
+    logits = GlueTrainer.logits
+
+    def stopped(self: GlueTrainer, rows: EncodedRows) -> Any:
+        if len(scored) in stops:
+            stops.remove(len(scored))
+            raise StopRequested("SIGUSR2")
+        if rows is not self.selection_rows["dev"]:
+            scored.append(len(rows))
+        return logits(self, rows)
+
+    monkeypatch.setattr(GlueTrainer, "logits", stopped)
+    stops = {3, 5}
+    for force in ("true", "false"):
+        with pytest.raises(StopRequested):
+            job(*overrides, f"force={force}")
+    result = job(*overrides)
+    assert result["metrics"] == whole["metrics"] and result["attempts"] == 4
+    assert {path.name: path.read_bytes() for path in (folder / "predictions").iterdir()} == predictions
+    parts = sum(rows for part, rows in whole["rows"].items() if part != "train")
+    assert sum(scored) == parts and len(scored) > 5, "a piece was computed twice, or all in one"
+
+
+def test_the_adapter_is_on_the_disk_before_the_result_and_that_before_the_checkpoints_go(job, tmp_path, monkeypatch):
+    flushed: list[tuple[str, bool, bool]] = []
+
+    def flush(path: Path) -> None:
+        run = next(iter((tmp_path / "runs").iterdir()))
+        state = (run / "result.json").exists(), any((run / "checkpoints").glob("*/complete"))
+        flushed.append((path.relative_to(run).as_posix(), *state))
+
+    monkeypatch.setattr("lorsa.runner.rundir.flush_to_disk", flush)
+    job("debug=smoke")
+    written = {name for name, has_result, _ in flushed if not has_result}
+    assert {"adapter", "adapter/adapter_model.safetensors", "adapter/adapter_config.json"} <= written
+    assert flushed[-1] == (".", True, True)
 
 
 def test_each_run_of_a_process_has_a_peak_of_its_own(job):

@@ -7,7 +7,7 @@ import time
 import pytest
 
 from lorsa.runner import rundir as module
-from lorsa.runner.checkpoints import COMPLETE_FILE
+from lorsa.runner.checkpoints import COMPLETE_FILE, kept_logits_folder
 from lorsa.runner.errors import AlreadyRunningError, GaveUpError, UserError
 from lorsa.runner.rundir import JOB_ID, LAUNCHER, RunDirectory
 from lorsa.runner.stop import StopRequested
@@ -85,13 +85,24 @@ def test_a_run_that_is_stopped_and_got_on_did_not_die(directory, in_job):
         assert (status["state"], status["reason"], status["deaths"]) == ("requeued", "SIGUSR2", 0)
 
 
+def test_a_run_that_is_stopped_in_its_evaluation_and_got_on_there_did_not_die(directory, in_job):
+    checkpoint(directory(), 40)
+    attempt(directory)
+    for piece in range(5):
+        run = directory()
+        with pytest.raises(StopRequested), run.held(1):
+            run.write(f"checkpoints/{kept_logits_folder(20)}/test-{piece}.npy", b"")
+            raise StopRequested("SIGUSR2")
+        assert run.status()["deaths"] == (1 if piece == 0 else 0)
+
+
 def test_a_run_that_is_stopped_and_never_gets_on_is_given_up(directory, in_job):
     for deaths in range(2):
         run = directory()
         with pytest.raises(StopRequested), run.held(1):
             raise StopRequested("SIGUSR2")
         assert run.status()["deaths"] == deaths
-    with pytest.raises(GaveUpError, match="stopped before its first checkpoint"), directory().held(1):
+    with pytest.raises(GaveUpError, match="stopped before it got any further"), directory().held(1):
         pytest.fail("it began")
 
 
