@@ -178,7 +178,7 @@ def compared(run: Run) -> dict[str, Any]:
     if found.get(seeds) == run.seed:
         del found[seeds]
     nodes, tasks = settings.get("resources.nodes", 1), settings.get("resources.tasks_per_node", 1)
-    found["engine.processes"] = nodes * tasks
+    found.setdefault("engine.processes", nodes * tasks)
     found["metric"] = run.metric
     return found
 

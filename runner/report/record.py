@@ -26,7 +26,7 @@ class Run:
 
     Attributes:
         path: its directory.
-        settings: its resolved config, flattened: dotted key to value. A key that is not there is as one that is null.
+        settings: its resolved config, flattened: dotted key to value; with `engine.processes` and `model.content`. A key that is not there is as one that is null.
         score: the primary metric on the validation set; None where it is undefined, as a correlation with constant
             predictions is.
         metric: what the primary metric is.
@@ -121,7 +121,7 @@ def _record(path: Path, stored: Mapping[str, Any], has_components: bool) -> Run:
         protocol=str(stored["protocol"]),
         source=str(stored["data_source"]),
         is_demo=bool(stored["is_demo"]),
-        settings=flat(stored["config"]) | _content(stored),
+        settings=flat(stored["config"]) | _content(stored) | _processes(hardware),
         score=_finite(metric["test"]),
         metric=str(metric["name"]),
         adapter_params=int(stored["adapter_params"]),
@@ -141,6 +141,11 @@ def _content(stored: Mapping[str, Any]) -> dict[str, Any]:
     """Return which weights the model's path named when it was read."""
     found = stored.get("model_content") or stored.get("model_commit")
     return {} if found is None else {"model.content": found}
+
+
+def _processes(hardware: Mapping[str, Any]) -> dict[str, Any]:
+    """Return by how many processes it was trained, which torchrun may have decided; older results do not say it."""
+    return {"engine.processes": hardware["processes"]} if "processes" in hardware else {}
 
 
 def _finite(value: Any) -> float | None:

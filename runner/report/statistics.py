@@ -40,12 +40,14 @@ def differ(first: Sequence[float], second: Sequence[float]) -> bool | None:
     Welch (1947), The generalization of Student's problem, Biometrika 34.
 
     Returns:
-        None where either has fewer than two scores: how large the noise is, is not known.
+        None where either has fewer than two scores, or no score differs from its mean: how large the noise is, is not
+        known.
     """
     if min(len(first), len(second)) < 2:
         return None
     errors = [(variance(each) / len(each), len(each)) for each in (first, second)]
-    return _p_value(fmean(first) - fmean(second), errors) < LEVEL
+    p = _p_value(fmean(first) - fmean(second), errors)
+    return None if p is None else p < LEVEL
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +56,8 @@ class Difference:
 
     Attributes:
         mean: mean over tasks of the mean over seeds.
-        low: lower end of the 95 % bootstrap interval; None, as `high` and `p`, where a task has a single pair.
+        low: lower end of the 95 % bootstrap interval; None, as `high` and `p`, where a task has a single pair or all
+            pairs of every task differ alike, as few seeds of a coarse metric may: the noise is not known then.
         high: its upper end.
         p: two-sided, uncorrected.
         pairs: how many pairs of runs.
@@ -96,9 +99,9 @@ def paired(first: Mapping[str, Mapping[int, float]], second: Mapping[str, Mappin
     pairs, tasks = sum(map(len, samples)), tuple(differences)
     if min(map(len, samples)) < 2:
         return Difference(mean, None, None, None, pairs, tasks)
-    low, high = bootstrap(samples)
-    errors = [(variance(each) / len(each) / len(samples) ** 2, len(each)) for each in samples]
-    return Difference(mean, low, high, _p_value(mean, errors), pairs, tasks)
+    p = _p_value(mean, [(variance(each) / len(each) / len(samples) ** 2, len(each)) for each in samples])
+    low, high = bootstrap(samples) if p is not None else (None, None)
+    return Difference(mean, low, high, p, pairs, tasks)
 
 
 def bootstrap(samples: Sequence[Sequence[float]]) -> tuple[float, float]:
@@ -125,8 +128,8 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return corrected
 
 
-def _p_value(mean: float, errors: Sequence[tuple[float, int]]) -> float:
-    """Return the two-sided p-value of a sum of independent means.
+def _p_value(mean: float, errors: Sequence[tuple[float, int]]) -> float | None:
+    """Return the two-sided p-value of a sum of independent means, None where no value behind them varies.
 
     Args:
         mean: the sum.
@@ -135,8 +138,7 @@ def _p_value(mean: float, errors: Sequence[tuple[float, int]]) -> float:
     from scipy.special import stdtr  # the t distribution, without the second that scipy.stats takes to load
 
     total = math.fsum(error for error, _ in errors)
-    # Equal scores up to rounding: then the means differ or they do not.
-    if math.sqrt(total) <= 1e-12 * max(1.0, abs(mean)):
-        return 1.0 if abs(mean) < 1e-9 else 0.0
+    if math.sqrt(total) <= 1e-12 * max(1.0, abs(mean)):  # equal up to rounding
+        return None
     freedom = total**2 / math.fsum(error**2 / (count - 1) for error, count in errors)
     return float(2 * stdtr(freedom, -abs(mean) / math.sqrt(total)))

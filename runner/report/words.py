@@ -20,7 +20,8 @@ def legend_difference(baseline: str) -> str:
     return (
         f"Differences to {baseline} in points, paired by seed and task: the mean over tasks of the mean over seeds. "
         "Interval: percentile bootstrap of the seeds of each task, too narrow where there are only a few. p: t-test of "
-        "the same mean; Holm's correction is over the methods of this table. Both need two pairs in every task."
+        "the same mean; Holm's correction is over the methods of this table. Both need two pairs in every "
+        "task, and pairs that do not all differ alike."
     )
 
 

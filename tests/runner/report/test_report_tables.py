@@ -82,6 +82,16 @@ def test_configs_of_one_name_are_rows_of_their_own(tmp_path):
     assert all(row["scores"]["cola"]["seeds"] == 2 for row in table["rows"])
 
 
+def test_runs_of_another_number_of_processes_are_rows_of_their_own_whoever_started_them(tmp_path):
+    hardware = {"device": "cpu", "gpus": [], "cpu": "a processor"}
+    for seed, processes in enumerate((1, 1, 2, 2)):  # torchrun's own: the resources ask for one
+        add(tmp_path, seed=seed, score=0.5 + seed / 10, hardware=hardware | {"processes": processes})
+    (table,) = document(tmp_path)["tables"]
+    found = rows(table)
+    assert list(found) == ["lora processes=1", "lora processes=2"]
+    assert [row["scores"]["cola"]["seeds"] for row in found.values()] == [2, 2]
+
+
 def test_a_methods_own_config_splits_also_between_tasks(tmp_path):
     add(tmp_path, "lora", "cola", 0, 0.6)
     add(tmp_path, "lora", "rte", 0, 0.6, config__method__config={"_target_": "peft.lora", "r": 1})
@@ -198,12 +208,12 @@ def test_what_makes_numbers_hard_to_compare_is_said(tmp_path, changes, words):
 
 
 def test_p_values_are_corrected_over_the_methods_of_a_table(tmp_path):
-    grid(tmp_path, {"lora": 0.6, "lorsa": 0.62, "head": 0.3}, ("cola", "rte"), seeds=4)
+    grid(tmp_path, {"lora": 0.6, "lorsa": 0.62, "bitfit": 0.3}, ("cola", "rte"), seeds=4)
     (table,) = document(tmp_path, "--baseline", "lora")["tables"]
     found = rows(table)
     assert found["lora"]["is_baseline"]
     assert found["lora"]["p_holm"] is None
-    p_values = sorted((found[each]["difference"]["p"], found[each]["p_holm"]) for each in ("lorsa", "head"))
+    p_values = sorted((found[each]["difference"]["p"], found[each]["p_holm"]) for each in ("lorsa", "bitfit"))
     assert p_values[0][1] == pytest.approx(2 * p_values[0][0])
 
 
