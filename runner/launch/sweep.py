@@ -120,7 +120,7 @@ class Sweep:
         runs = list(runs)
         document = {
             "command": command,
-            "created": time.strftime("%Y-%m-%d %H:%M:%S"),
+            "created": _local_time(time.time()),
             "runs_dir": str(runs_dir.absolute()),
             "launcher": launcher,
             "runs": [asdict(run) for run in runs],
@@ -172,6 +172,14 @@ class Sweep:
         write_atomic(self.path / "sweep.json", json.dumps(stored, indent=1))
         self._forget()
 
+    @property
+    def created(self) -> str:
+        """When it was made, in local time; where its list is damaged, when that was written last."""
+        try:
+            return str(self._stored["created"])
+        except (UserError, KeyError):
+            return _local_time((self.path / "sweep.json").stat().st_mtime)
+
     def _forget(self) -> None:
         for name in ("_stored", "runs"):
             self.__dict__.pop(name, None)
@@ -188,8 +196,12 @@ class Sweep:
         return stored
 
 
+def _local_time(seconds: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))
+
+
 def find_sweep(name: str, runs_dir: Path) -> Sweep:
-    """Return the sweep that a person names: a folder, a name under `<runs_dir>/sweeps`, or `latest`.
+    """Return the sweep that a person names: a folder, a name under `<runs_dir>/sweeps`, or `latest`, the last made.
 
     Raises:
         UserError: there is none.
@@ -197,7 +209,7 @@ def find_sweep(name: str, runs_dir: Path) -> Sweep:
     folder = runs_dir / SWEEPS
     known = sorted(path.parent.name for path in folder.glob("*/sweep.json"))
     if name == "latest" and known:
-        return Sweep(folder / known[-1])
+        return max((Sweep(folder / each) for each in known), key=lambda sweep: (sweep.created, sweep.path.name))
     for path in (folder / name, Path(name)):
         if (path / "sweep.json").is_file():
             return Sweep(path)

@@ -1,11 +1,14 @@
 """The same content has the same fingerprint, other content another, and nothing heavy is imported for it."""
 
+import os
 import subprocess
 import sys
+import time
 
 import pytest
 
 from lorsa.runner.errors import UserError
+from lorsa.runner.glue import fingerprint
 from lorsa.runner.glue.fingerprint import content_fingerprint, data_fingerprint
 from lorsa.runner.schema import DataConfig
 
@@ -42,6 +45,27 @@ def test_any_change_of_content_shows(folder, write, change):
             write(folder / "weights.bin", "1234")
             write(folder / "sub/config.json", "5{}")
     assert content_fingerprint(folder) != before
+
+
+def test_files_that_stay_as_they_are_are_read_once_and_others_again(folder, write, monkeypatch):
+    read = []
+    add_file = fingerprint._add_file
+    monkeypatch.setattr(fingerprint, "_add_file", lambda *arguments: (read.append(arguments[2]), add_file(*arguments)))
+    weights, hour = folder / "weights.bin", 3600 * 10**9
+
+    def age(hours):
+        for file in (weights, folder / "sub/config.json"):
+            os.utime(file, ns=(file.stat().st_atime_ns, time.time_ns() - hours * hour))
+
+    age(2)
+    first = content_fingerprint(folder)
+    assert content_fingerprint(folder) == first and len(read) == 2
+    write(weights, "12346")
+    assert content_fingerprint(folder) not in (first, content_fingerprint(folder / "sub"))
+    age(1)
+    changed = content_fingerprint(folder)
+    assert changed != first and content_fingerprint(folder) == changed
+    assert len(read) == 2 + 3 + 2
 
 
 def test_hidden_files_do_not_count(folder, write):

@@ -13,6 +13,7 @@ from lorsa.runner.commands import run as run_command
 from lorsa.runner.errors import UserError
 from lorsa.runner.launch import again
 from lorsa.runner.launch.states import read_runs
+from lorsa.runner.launch.sweep import find_sweep
 from lorsa.runner.terminal import console
 
 
@@ -149,6 +150,22 @@ def test_logs_that_are_not_there(sweep, lorsa, make_run, words, sentence):
 
 
 # --- errors ---------------------------------------------------------------------------------------------------------
+
+
+def test_latest_is_the_sweep_that_was_made_last_whatever_its_name(tmp_path):
+    def make(name, created):
+        folder = tmp_path / "sweeps" / name
+        folder.mkdir(parents=True)
+        about = {"command": [], "created": created, "runs_dir": str(tmp_path), "launcher": {"kind": "slurm"}, "runs": []}
+        (folder / "sweep.json").write_text(json.dumps(about))
+
+    make("ablation", "2026-01-01 09:00:00")
+    make("2026-01-02_10-00-00", "2026-01-02 10:00:00")
+    assert find_sweep("latest", tmp_path).path.name == "2026-01-02_10-00-00"
+    make("a-third", "2026-01-03 10:00:00")
+    assert find_sweep("latest", tmp_path).path.name == "a-third"
+    (tmp_path / "sweeps" / "a-third" / "sweep.json").write_text("{")  # written now, after all others
+    assert find_sweep("latest", tmp_path).path.name == "a-third", "another sweep in the place of a damaged one"
 
 
 def test_errors_tells_each_failure_once(sweep, lorsa, make_run):
