@@ -386,15 +386,18 @@ def training_arguments(cfg: JobConfig, directory: RunDirectory) -> TrainingArgum
 
 
 def check_training_arguments(cfg: JobConfig) -> None:
-    """Have transformers check what it knows by name: the optimizer, the schedule, the precision.
+    """Have transformers make what it knows by name: the optimizer, for a parameter that is thrown away.
 
     Raises:
-        UserError: one of them is unknown to it.
+        UserError: it is unknown, needs what is not installed, or cannot be made.
     """
     try:
-        training_arguments(cfg, RunDirectory(cfg.runs_dir, "unused"))
-    except (ValueError, ImportError) as error:
-        raise UserError(f"optim={cfg.optim.name} with schedule={cfg.optim.schedule}: {error}") from error
+        arguments = training_arguments(cfg, RunDirectory(cfg.runs_dir, "unused"))
+        optimizer, options = Trainer.get_optimizer_cls_and_kwargs(arguments)
+        optimizer([nn.Parameter(torch.zeros(2, 2, device=arguments.device))], **options)
+    except Exception as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(f"optim.name={cfg.optim.name}: {reason}") from error
 
 
 def total_updates(cfg: JobConfig, rows: int) -> int:

@@ -23,6 +23,10 @@ DEVICES = ("auto", "cpu", "cuda")
 PRECISIONS = ("fp32", "bf16", "fp16")
 SOURCES = ("demo", "glue", "local")
 ENGINES = ("single", "ddp", "zero1", "zero2", "zero3", "zero2_offload", "zero3_offload")
+# transformers' others want settings of their own, or follow a score, which under them may only fall.
+SCHEDULES = (
+    *("linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup", "inverse_sqrt"),
+)
 TRACKERS = ("none", "wandb", "tensorboard")
 
 # Only these may be instantiated from a config.
@@ -72,6 +76,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "model.dtype": DTYPES,
     "engine.device": DEVICES,
     "engine.precision": PRECISIONS,
+    "optim.schedule": SCHEDULES,
     "data.name": SOURCES,
     "engine.name": ENGINES,
     "tracker.name": TRACKERS,

@@ -110,10 +110,15 @@ def check_run(cfg: JobConfig, known_methods: set[str]) -> None:
     Raises:
         UserError: the run cannot be.
     """
+    from transformers.training_args import OptimizerNames
+
     from lorsa.runner.method import build_method
     from lorsa.runner.validate import check
 
     check(cfg)
+    optimizers = [each.value for each in OptimizerNames]
+    if cfg.optim.name not in optimizers:
+        raise UserError(f"optim.name={cfg.optim.name} is not known{nearest(cfg.optim.name, optimizers)}")
     method = json.dumps(OmegaConf.to_container(cfg.method, resolve=True), sort_keys=True)
     if method not in known_methods:
         build_method(cfg.method)

@@ -17,6 +17,7 @@ from lorsa.runner.job import Clock, adapt, load, make_trainer, prepare, run
 from lorsa.runner.rundir import RunDirectory
 from lorsa.runner.signature import signature
 from lorsa.runner.training import WEIGHTS_FILE, last_checkpoint, total_updates
+from lorsa.runner.validate import SCHEDULES
 
 
 class StopAt(TrainerCallback):
@@ -49,6 +50,20 @@ def trainer_for(runs_dir, *overrides):
     directory = RunDirectory(str(runs_dir), "run")
     directory.path.mkdir(parents=True, exist_ok=True)
     return make_trainer(cfg, base, model, rows, directory)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_every_schedule_warms_up_where_it_does_and_is_made_from_the_number_of_updates_alone(tmp_path, schedule):
+    trainer = trainer_for(tmp_path, "method=head", f"optim.schedule={schedule}", "optim.warmup=0.2")
+    trainer.create_optimizer()
+    scheduler = trainer.create_scheduler(num_training_steps=10, optimizer=trainer.optimizer)
+    rates = []
+    for _ in range(10):
+        rates.append(trainer.optimizer.param_groups[0]["lr"] / trainer.cfg.train.head_lr)
+        trainer.optimizer.step()
+        scheduler.step()
+    assert rates[0] == (1 if schedule == "constant" else 0)
+    assert max(rates[:3]) == pytest.approx(1) and min(rates[3:]) > 0
 
 
 @pytest.mark.parametrize("task", ["sst2", "stsb"])

@@ -79,6 +79,8 @@ def test_runs_that_are_done_or_on_their_way_are_not_wanted(slurm, tmp_path, make
         ("train.batch_size=0", "train.batch_size=0 must be above 0"),
         ("task=sst3", "did you mean 'sst2'"),
         ("train.nothing=3", "no key 'train.nothing'"),
+        ("optim.name=adamm", "optim.name=adamm is not known"),
+        ("optim.schedule=greedy", "optim.schedule=greedy is not known"),
         ("seed=x", "'x'"),
         ("method.config.ranks=3", "method.config.ranks"),
         ("+method.config.nonsense=3", "nonsense"),
