@@ -2,7 +2,7 @@
 
 The environment variable LORSA_KERNELS says otherwise: auto (the default), reference, built (an error where nothing is
 built) or jit (built at the first use). The choice is made once a process and kind of device, when an operator is first
-wanted, and logged.
+wanted, and logged. The CUDA kernels turn with a rank of at most MAX_CUDA_RANK; above it the reference does.
 """
 
 from __future__ import annotations
@@ -19,23 +19,30 @@ from lorsa.kernels import operators, reference
 from lorsa.kernels.library import COMMAND, KernelError, choose, covers, cpu_capability, load
 from lorsa.kernels.reference import Kind
 
+MAX_CUDA_RANK = 32  # kMaxRank in csrc/cuda/launch.h
+
 log = logging.getLogger(__name__)
+_DEMANDS = ("built", "jit")
 _library: list[Path | None] = []
 _compiled: dict[str, bool] = {}
 
 
-def implementation(device: str = "cpu") -> str:
+def implementation(device: str = "cpu", rank: int = 0) -> str:
     """Return what computes the operators on that type of device, in a few words; chosen now if it was not yet.
+
+    Args:
+        device: cpu, cuda, …
+        rank: of the rotations.
 
     Raises:
         KernelError: LORSA_KERNELS asks for what cannot be had.
     """
-    if not _is_compiled(device):
+    if not _is_compiled(device, rank):
         return "reference (PyTorch)"
     return f"C++ ({cpu_capability()})" if device == "cpu" else device.upper()
 
 
-def _is_compiled(device: str) -> bool:
+def _is_compiled(device: str, rank: int = 0) -> bool:
     if device not in _compiled:
         setting = os.environ.get("LORSA_KERNELS", "")
         if not _library:
@@ -46,10 +53,17 @@ def _is_compiled(device: str) -> bool:
             _library.append(path)
         key = {"cpu": "CPU", "cuda": "CUDA"}.get(device)
         compiled = _library[0] is not None and key is not None and _has_kernel(key, _library[0])
-        if setting in ("built", "jit") and key is not None and not compiled:
+        if setting in _DEMANDS and key is not None and not compiled:
             raise KernelError(f"LORSA_KERNELS={setting}, but what is built has no kernels for {key}: {COMMAND} --cuda")
         _compiled[device] = compiled
         log.info("LoRSA's operators on %s: %s", device, implementation(device))
+    if device == "cuda" and rank > MAX_CUDA_RANK and _compiled[device]:
+        if os.environ.get("LORSA_KERNELS") in _DEMANDS:
+            raise KernelError(
+                f"the CUDA kernels turn with rank r of at most {MAX_CUDA_RANK}, not {rank}; with LORSA_KERNELS=auto the "
+                "reference does."
+            )
+        return False
     return _compiled[device]
 
 
@@ -62,7 +76,7 @@ def _has_kernel(key: str, library: Path) -> bool:
 
 def rotation_core(P: Tensor, Q: Tensor, sizes: Sequence[int]) -> Tensor:
     """See `lorsa.kernels.reference.rotation_core`."""
-    module = operators if _is_compiled(P.device.type) else reference
+    module = operators if _is_compiled(P.device.type, P.shape[1]) else reference
     return module.rotation_core(P, Q, sizes)
 
 
@@ -70,7 +84,7 @@ def subspace_core(
     P_out: Tensor, Q_out: Tensor, P_in: Tensor, Q_in: Tensor, s: Tensor, d: Tensor, sizes: Sequence[int]
 ) -> Tensor:
     """See `lorsa.kernels.reference.subspace_core`."""
-    module = operators if _is_compiled(s.device.type) else reference
+    module = operators if _is_compiled(s.device.type, P_out.shape[1]) else reference
     return module.subspace_core(P_out, Q_out, P_in, Q_in, s, d, sizes)
 
 
@@ -84,7 +98,7 @@ def thin_rotation(
     keep_output: bool = False,
 ) -> Tensor:
     """See `lorsa.kernels.reference.thin_rotation`."""
-    module = operators if _is_compiled(x.device.type) else reference
+    module = operators if _is_compiled(x.device.type, P.shape[1]) else reference
     return module.thin_rotation(x, P, Q, K, offset, inverse, keep_output)
 
 

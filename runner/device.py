@@ -130,7 +130,7 @@ def kernels_version(method: MethodConfig, device: torch.device) -> dict[str, str
     from lorsa.kernels import implementation
     from lorsa.methods import LorsaConfig
 
-    return {"kernels": implementation(device.type)} if isinstance(method, LorsaConfig) else {}
+    return {"kernels": implementation(device.type, method.r)} if isinstance(method, LorsaConfig) else {}
 
 
 def git_state() -> dict[str, Any]:

@@ -117,7 +117,7 @@ class LorsaLinear(nn.Module, BaseTunerLayer):
             getattr(self, f"lorsa_P_{side}")[adapter_name] = nn.Parameter(P.to(device))
             getattr(self, f"lorsa_Q_{side}")[adapter_name] = nn.Parameter(Q.to(device))
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
-        implementation(device.type)  # chosen now: torch.compile could not trace the choice
+        implementation(device.type, r)  # chosen now: torch.compile could not trace the choice
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Apply W', the base weight with the differences of all active adapters, to x (..., n); returns (..., m)."""
