@@ -161,7 +161,11 @@ def _minimise(
 def _mean_square_inputs(
     model: nn.Module, parameters: list[nn.Parameter], losses: Iterator[Tensor]
 ) -> list[tuple[nn.Parameter, Tensor]]:
-    """Return the weight of each linear module of the head, (out, in), and the mean square of its inputs, (in,)."""
+    """Return the weight of each linear module of the head, (out, in), and the mean square of its inputs, (in,).
+
+    The mean is over all that the module sees: of a causal model's head every token, padding too, though the loss takes
+    one of each row. The committed measurements were made so.
+    """
     squares: dict[nn.Parameter, list[Tensor]] = {parameter: [] for parameter in parameters}
 
     def look(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
