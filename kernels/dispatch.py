@@ -60,8 +60,8 @@ def _is_compiled(device: str, rank: int = 0) -> bool:
     if device == "cuda" and rank > MAX_CUDA_RANK and _compiled[device]:
         if os.environ.get("LORSA_KERNELS") in _DEMANDS:
             raise KernelError(
-                f"the CUDA kernels turn with rank r of at most {MAX_CUDA_RANK}, not {rank}; with LORSA_KERNELS=auto the "
-                "reference does."
+                f"the CUDA kernels turn with rank r of at most {MAX_CUDA_RANK}, not {rank}; with LORSA_KERNELS=auto "
+                "the reference does."
             )
         return False
     return _compiled[device]

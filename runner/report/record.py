@@ -26,7 +26,8 @@ class Run:
 
     Attributes:
         path: its directory.
-        settings: its resolved config, flattened: dotted key to value; with `engine.processes` and `model.content`. A key that is not there is as one that is null.
+        settings: its resolved config, flattened: dotted key to value; with `engine.processes` and `model.content`. A
+            key that is not there is as one that is null.
         score: the primary metric on the validation set; None where it is undefined, as a correlation with constant
             predictions is.
         metric: what the primary metric is.

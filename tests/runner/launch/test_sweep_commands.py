@@ -156,7 +156,7 @@ def test_latest_is_the_sweep_that_was_made_last_whatever_its_name(tmp_path):
     def make(name, created):
         folder = tmp_path / "sweeps" / name
         folder.mkdir(parents=True)
-        about = {"command": [], "created": created, "runs_dir": str(tmp_path), "launcher": {"kind": "slurm"}, "runs": []}
+        about = {"created": created, "runs_dir": str(tmp_path), "launcher": {"kind": "slurm"}, "runs": []}
         (folder / "sweep.json").write_text(json.dumps(about))
 
     make("ablation", "2026-01-01 09:00:00")
