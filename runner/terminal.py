@@ -12,6 +12,8 @@ from lorsa.runner.distributed import is_main
 
 # Of several processes the main one speaks.
 console = Console(highlight=False, quiet=not is_main())
+# For what is said while a command works whose output a program may read.
+aside = Console(highlight=False, quiet=not is_main(), stderr=True)
 
 
 def say(text: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import fields, is_dataclass
 from importlib.util import find_spec
 from typing import Any, cast
@@ -60,15 +60,18 @@ _RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "tracker.finish_seconds": (lambda x: x >= 0, "0 or more"),
     "tracker.tags": (lambda x: all(1 <= len(tag) <= 64 for tag in x), "a list of words of 1 to 64 characters"),
     "tracker.project": (lambda x: 1 <= len(x) <= 128 and not set(x) & set("/\\#?%:"), "a name without / \\ # ? % :"),
-    "resources.nodes": (lambda x: x > 0, "above 0"),
-    "resources.tasks_per_node": (lambda x: x > 0, "above 0"),
-    "resources.gpus_per_node": (lambda x: x >= 0, "0 or more"),
-    "resources.cpus_per_task": (lambda x: x > 0, "above 0"),
-    "resources.mem_gb": (lambda x: x is None or x > 0, "above 0, or null"),
-    "resources.minutes": (lambda x: x > 0, "above 0"),
-    "resources.signal_seconds": (lambda x: x > 0, "above 0"),
-    "resources.retries": (lambda x: x >= 0, "0 or more"),
     "seed": (lambda x: 0 <= x < 2**32, "from 0 to 2**32 - 1"),
+}
+
+_RESOURCES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "nodes": (lambda x: x > 0, "above 0"),
+    "tasks_per_node": (lambda x: x > 0, "above 0"),
+    "gpus_per_node": (lambda x: x >= 0, "0 or more"),
+    "cpus_per_task": (lambda x: x > 0, "above 0"),
+    "mem_gb": (lambda x: x is None or x > 0, "above 0, or null"),
+    "minutes": (lambda x: x > 0, "above 0"),
+    "signal_seconds": (lambda x: x > 0, "above 0"),
+    "retries": (lambda x: x >= 0, "0 or more"),
 }
 
 _CHOICES: dict[str, tuple[str, ...]] = {
@@ -107,7 +110,27 @@ def check(cfg: JobConfig) -> None:
         value = OmegaConf.select(config, key)
         if not valid(value):
             raise UserError(f"{key}={value} must be {words}.")
+    check_resources(OmegaConf.to_container(config.resources))  # type: ignore[arg-type]
     _check_combinations(cfg)
+
+
+def check_resources(resources: Mapping[str, Any]) -> None:
+    """Refuse resources that cannot be, as `lorsa retry --set` changes them too.
+
+    Args:
+        resources: the keys of conf/resources.
+
+    Raises:
+        UserError: one sentence that names the key and what would be valid.
+    """
+    for key, (valid, words) in _RESOURCES.items():
+        if not valid(resources[key]):
+            raise UserError(f"resources.{key}={resources[key]} must be {words}.")
+    if resources["signal_seconds"] > 30 * resources["minutes"]:
+        raise UserError(
+            f"resources.signal_seconds={resources['signal_seconds']} is more than half of resources.minutes="
+            f"{resources['minutes']}: the run would be told to save before it has done much."
+        )
 
 
 def _check_keys(cfg: Any, schema: type, path: str) -> None:
@@ -127,11 +150,6 @@ def _check_combinations(cfg: JobConfig) -> None:
         raise UserError(
             f"method.config._target_={target} may not be instantiated; it must be a config class of peft or of "
             "lorsa.methods, such as peft.LoraConfig."
-        )
-    if cfg.resources.signal_seconds > 30 * cfg.resources.minutes:
-        raise UserError(
-            f"resources.signal_seconds={cfg.resources.signal_seconds} is more than half of resources.minutes="
-            f"{cfg.resources.minutes}: the run would be told to save before it has done much."
         )
     path = str(cfg.model.path)
     if path.startswith(EMBEDDED) and not model_folder(path).is_dir():  # type: ignore[union-attr]

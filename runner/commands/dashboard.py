@@ -13,7 +13,7 @@ from lorsa.runner.errors import UserError
 
 def dashboard(
     project: Annotated[str, typer.Option(help="wandb's project.")] = "lorsa",
-    entity: Annotated[str | None, typer.Option(help="User or team; default: the key's.")] = None,
+    entity: Annotated[str | None, typer.Option(help="User or team; default: WANDB_ENTITY, or the key's.")] = None,
     name: Annotated[str, typer.Option(help="Name of the workspace; one of that name is replaced.")] = "lorsa",
     out: Annotated[
         Path | None,
@@ -27,7 +27,7 @@ def dashboard(
 
     The panels show what `lorsa sync` and tracker=wandb send. With --out nothing is sent, and no key is needed.
     """
-    from lorsa.runner.trackers.wandb_account import check_account, find_key, require
+    from lorsa.runner.trackers.wandb_account import check_account, default_entity, find_key, require
 
     if out is not None and not out.expanduser().absolute().parent.is_dir():
         raise UserError(f"--out {out}: there is no folder {out.expanduser().absolute().parent}.")
@@ -49,10 +49,10 @@ def dashboard(
             raise UserError(f"--out {out}: it cannot be written: {error.strerror or error}.") from error
         where = str(out)
     else:
-        account = check_account(find_key())
-        if not (entity or account.entity):
+        entity = entity or default_entity(check_account(find_key()))
+        if not entity:
             raise UserError("The key has no default entity at wandb; name a user or team with --entity.")
-        where = save(make_workspace(entity or account.entity, project, name))
+        where = save(make_workspace(entity, project, name))
     if as_json:
         print(json.dumps({"workspace": where, "project": project, "entity": entity}))
     else:

@@ -81,9 +81,9 @@ def estimate(
 
     from lorsa.runner.estimate.document import estimate as make_estimate
     from lorsa.runner.estimate.table import show
-    from lorsa.runner.terminal import console
+    from lorsa.runner.terminal import aside
 
-    with console.status("Estimating") as status:
+    with aside.status("Estimating") as status:
         document = make_estimate(configs, size, len(configs) == 1, lambda run: status.update(f"Estimating {run}"))
     if as_json:
         print(json.dumps(document, indent=2))

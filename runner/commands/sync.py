@@ -31,7 +31,9 @@ def sync(
     ] = None,
     runs_dir: RunsDir = Path("runs"),
     project: Annotated[str | None, typer.Option(help="wandb's project; default: the run's own, or lorsa.")] = None,
-    entity: Annotated[str | None, typer.Option(help="User or team; default: the run's own, or the key's.")] = None,
+    entity: Annotated[
+        str | None, typer.Option(help="User or team; default: the run's own, WANDB_ENTITY, or the key's.")
+    ] = None,
     group: Annotated[str | None, typer.Option(help="Group of all these runs; default: each run's sweep.")] = None,
     again: Annotated[bool, typer.Option("--again", help="Also what was sent already.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,

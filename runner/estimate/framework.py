@@ -17,7 +17,7 @@ from pathlib import Path
 from lorsa.methods.lorsa import default_folder
 from lorsa.runner.device import versions
 from lorsa.runner.errors import UserError
-from lorsa.runner.terminal import say
+from lorsa.runner.terminal import aside
 
 _SHORT = (
     "model=tiny_llama",
@@ -51,7 +51,7 @@ def framework_bytes(engine: str) -> int:
     path = folder() / f"framework-{key}.json"
     if path.is_file():
         return int(json.loads(path.read_text(encoding="utf-8"))["peak_bytes"])
-    say(f"Measuring what the libraries take under engine={kind}, once on this machine.")
+    aside.print(f"Measuring what the libraries take under engine={kind}, once on this machine.", markup=False)
     peak = _measured(kind)
     path.parent.mkdir(parents=True, exist_ok=True)
     from lorsa.runner.rundir import write_atomic

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,9 @@ from omegaconf import OmegaConf
 from lorsa.runner.errors import UserError
 from lorsa.runner.estimate.framework import folder
 from lorsa.runner.estimate.lengths import Lengths, updates
+from lorsa.runner.glue.fingerprint import content_fingerprint
 from lorsa.runner.schema import JobConfig
+from lorsa.runner.signature import model_folder
 
 UPDATES = 16
 _BEFORE = ("load", "probe", "basis", "select", "adapt")
@@ -51,20 +54,29 @@ def find_speed(cfg: JobConfig, processes: int, gpu: bool) -> Speed | None:
         processes: it will have.
         gpu: whether it will run on GPUs.
     """
-    wanted = _alike(OmegaConf.to_container(cfg, resolve=True))
+    model = model_folder(cfg.model.path)
+    wanted = _alike(OmegaConf.to_container(cfg, resolve=True), None if model is None else content_fingerprint(model))
     for result in _results([Path(cfg.runs_dir).expanduser(), folder()]):
-        same = _alike(result["config"]) == wanted and result["hardware"]["processes"] == processes
-        if same and (result["hardware"]["device"] == "cuda") == gpu and (speed := _speed(result)):
-            return speed
+        with suppress(KeyError, TypeError, AttributeError):  # of another schema, or no result of ours
+            same = _alike(result["config"], result["model_content"]) == wanted
+            same &= result["hardware"]["processes"] == processes
+            if same and (result["hardware"]["device"] == "cuda") == gpu and (speed := _speed(result)):
+                return speed
     return None
 
 
-def _alike(config: Any) -> Any:
-    """Return what of a config a token's time depends on."""
+def _alike(config: Any, content: str | None) -> Any:
+    """Return what of a config a token's time depends on.
+
+    Args:
+        config: resolved.
+        content: the fingerprint of the model's folder, None for a model of the hub.
+    """
+    model = content or config["model"]["path"], config["model"]["gguf_file"], config["model"]["dtype"]
     method = {key: value for key, value in config["method"]["config"].items() if key != "seed"}
     engine = {key: config["engine"][key] for key in ("name", "precision")}
     checkpointing = config["train"]["gradient_checkpointing"]
-    return config["model"]["name"], config["model"]["dtype"], method, engine, checkpointing
+    return model, method, engine, checkpointing
 
 
 def _results(folders: Sequence[Path]) -> Iterator[dict[str, Any]]:
@@ -117,6 +129,7 @@ def calibrate(overrides: Sequence[str]) -> None:
         UserError: it cannot run here.
     """
     short = [f"train.max_steps={UPDATES}", "data.dev_max_rows=64", "task.eval_splits=[]", "task.predict_splits=[]"]
+    short += ["protocol=split"]  # the other chooses on the splits that are left out here
     command = [sys.executable, "-m", "lorsa.runner.cli", *overrides, *short, f"runs_dir={folder()}", "force=true"]
     done = subprocess.run(command, env=os.environ, capture_output=True, text=True)
     if done.returncode:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -16,11 +16,12 @@ from yaml import YAMLError  # type: ignore[import-untyped]
 from lorsa.runner.errors import UserError
 from lorsa.runner.launch.launch import submit, submitting, wait
 from lorsa.runner.launch.scheduler import Scheduler
-from lorsa.runner.launch.states import ACTIVE, UNFINISHED, RunState, read_runs
+from lorsa.runner.launch.states import ACTIVE, UNFINISHED, RunState, read_runs, waits
 from lorsa.runner.launch.sweep import Sweep, SweepRun
 from lorsa.runner.launch.task import CANCEL_SIGNAL
 from lorsa.runner.rundir import write_atomic
 from lorsa.runner.schema import ResourcesConfig
+from lorsa.runner.validate import check_resources
 
 
 def frozen_config(path: Path) -> Path:
@@ -64,9 +65,14 @@ def resubmit(runs: Sequence[RunState], changes: Sequence[str]) -> None:
             members = [run for run in read_runs([run.path for run in members], Scheduler()) if run.state in UNFINISHED]
             wanted = [_changed(known[run.signature], changes) for run in members]
             about = {run.signature: {key: run.status[key] for key in keys if key in run.status} for run in members}
-            if changes:
-                _store(sweep, wanted)
-            submit(sweep, wanted, about)
+            asked = {run.path: run.job for run in members}
+            restore = _store(sweep, wanted) if changes else None
+            try:
+                submit(sweep, wanted, about)
+            except BaseException:
+                if restore is not None:
+                    restore({path.name for path, job in asked.items() if _job(path) != job})
+                raise
         if sweep.launcher["kind"] == "local":
             wait(sweep, [run.path for run in members], Scheduler())
 
@@ -79,13 +85,24 @@ def cancel_runs(runs: Sequence[RunState]) -> None:
     """
     from lorsa.runner.launch import slurm
 
-    whole, shared = _whole_and_shared([run for run in runs if run.status.get("launcher") == "slurm"])
+    in_slurm = [run for run in runs if run.status.get("launcher") == "slurm"]
+    scheduler = Scheduler()
+    for run in in_slurm:
+        if not scheduler.can_tell(run.job):
+            raise UserError(
+                f"{run.signature} is job {run.job.get('job_id')} of user {run.job.get('user')} on cluster "
+                f"{run.job.get('cluster')}, and this is user {scheduler.user} on {scheduler.cluster or 'none'}; cancel "
+                "it there."
+            )
+    whole, shared = _whole_and_shared(in_slurm)
     for run in runs:
         write_atomic(run.path / "job.json", json.dumps(run.job | {"cancelled": True}))
-    # A job of hydra/launcher=local looks at that file itself; see task.py.
+    # A job of hydra/launcher=local looks at that file itself, and so does one of SLURM when it begins; see task.py.
+    # For one that waits scancel would keep its signal, and wait too.
+    begun = [job_id for job_id in shared if not waits(scheduler.state(job_id))]
     try:
         slurm.cancel(whole)
-        slurm.cancel(shared, CANCEL_SIGNAL.name)
+        slurm.cancel(begun, CANCEL_SIGNAL.name)
     except UserError:
         over = Scheduler().over({*whole, *shared})
         for run in runs:
@@ -106,8 +123,9 @@ def _whole_and_shared(runs: Sequence[RunState]) -> tuple[list[str], list[str]]:
         for job_id, job in jobs.items()
     }
     paths = sorted({path for each in others.values() for path in each})
-    active = {run.path for run in read_runs(paths, Scheduler()) if run.state in ACTIVE}
-    shared = [job_id for job_id, each in others.items() if active & set(each)]
+    # Cancelled or failed, and retried, a run is another job's by now.
+    active = {(run.path, run.job.get("job_id")) for run in read_runs(paths, Scheduler()) if run.state in ACTIVE}
+    shared = [job_id for job_id, each in others.items() if active & {(path, job_id) for path in each}]
     return [job_id for job_id in jobs if job_id not in shared], shared
 
 
@@ -134,14 +152,34 @@ def _changed(run: SweepRun, changes: Sequence[str]) -> SweepRun:
             valid = ", ".join(run.resources)
             raise UserError(f"--set {change}: {str(error).splitlines()[0]}; resources has {valid}.") from error
     resources: dict[str, Any] = OmegaConf.to_container(config)  # type: ignore[assignment]
+    check_resources(resources)
     return replace(run, resources=resources)
 
 
-def _store(sweep: Sweep, runs: Sequence[SweepRun]) -> None:
-    """Write changed resources to the sweep's folder: its list, and the configs that the jobs read."""
-    sweep.replace_runs(runs)
-    for run in runs:
-        path = sweep.config(run.signature)
-        config = OmegaConf.load(path)
-        config.resources = run.resources
-        write_atomic(path, OmegaConf.to_yaml(config))
+def _store(sweep: Sweep, runs: Sequence[SweepRun]) -> Callable[[set[str]], None]:
+    """Write changed resources to the sweep's folder: its list, and the configs that the jobs read.
+
+    Returns:
+        What takes that back, except of runs with these names.
+    """
+    names = {run.signature for run in runs}
+    before = [run for run in sweep.runs if run.signature in names]
+
+    def write(some: Sequence[SweepRun]) -> None:
+        sweep.replace_runs(some)
+        for run in some:
+            path = sweep.config(run.signature)
+            config = OmegaConf.load(path)
+            config.resources = run.resources
+            write_atomic(path, OmegaConf.to_yaml(config))
+
+    write(runs)
+    return lambda submitted: write([run for run in before if run.signature not in submitted])
+
+
+def _job(run: Path) -> dict[str, Any]:
+    try:
+        job: dict[str, Any] = json.loads((run / "job.json").read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return job

@@ -7,6 +7,7 @@ import os
 import shutil
 import socket
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -131,11 +132,16 @@ def submitting(runs_dir: str) -> Iterator[None]:
     lock = Path(runs_dir) / ".submit.lock"
     with writing(lock):
         lock.parent.mkdir(parents=True, exist_ok=True)
+    held = FileLock(lock, timeout=LOCK_SECONDS, mode=0o644)
     try:
-        with FileLock(lock, timeout=LOCK_SECONDS, mode=0o644):
-            yield
+        with writing(lock):
+            held.acquire()
     except Timeout:
         raise UserError(f"Another command is submitting to {runs_dir} and does not end; {lock} is its lock.") from None
+    try:
+        yield
+    finally:
+        held.release()
 
 
 def write_sweep(sweep: Sweep, plan: Plan, launcher: dict[str, Any]) -> None:
@@ -154,11 +160,16 @@ def write_sweep(sweep: Sweep, plan: Plan, launcher: dict[str, Any]) -> None:
 
 
 def copy_code(folder: Path) -> None:
-    """Copy this package's code, so that jobs run it as it is now."""
+    """Copy this package's code, so that jobs run it as it is now; a copy that is there stays, since jobs may run it."""
+    if folder.is_dir():
+        say(f"Jobs run the code that this sweep was first started with: {folder}")
+        return
     root = Path(__file__).resolve().parents[2]
-    with writing(folder):
+    with writing(folder), tempfile.TemporaryDirectory(prefix=".code.", dir=folder.parent) as temporary:
+        copy = Path(temporary, folder.name)  # whole, or not there
         for package in ("conf", "kernels", "methods", "runner"):
-            shutil.copytree(root / package, folder / "lorsa" / package, ignore=shutil.ignore_patterns("__pycache__"))
+            shutil.copytree(root / package, copy / "lorsa" / package, ignore=shutil.ignore_patterns("__pycache__"))
+        copy.rename(folder)
 
 
 def submit(sweep: Sweep, runs: Sequence[SweepRun], about: dict[str, dict[str, Any]]) -> None:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import pwd
 import re
 import shutil
 import subprocess
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
 
 from lorsa.runner.errors import UserError
 
@@ -51,6 +56,27 @@ class Scheduler:
         if self._queue is None or time.monotonic() - self._asked > ASK_AGAIN_AFTER:
             self._queue, self._asked = self._ask(), time.monotonic()
         return self._queue
+
+    @cached_property
+    def cluster(self) -> str:
+        """The cluster's name; empty where SLURM does not say."""
+        return cluster_name()
+
+    @cached_property
+    def user(self) -> str:
+        """Whose jobs are listed."""
+        try:
+            return pwd.getpwuid(os.getuid()).pw_name
+        except KeyError:  # as in a container
+            return str(os.getuid())
+
+    def can_tell(self, job: Mapping[str, Any]) -> bool:
+        """Whether a job that job.json tells of is one of those here; ids are given anew by every cluster.
+
+        Args:
+            job: the file's content; an older one names neither cluster nor user.
+        """
+        return job.get("cluster") in (None, self.cluster) and job.get("user") in (None, self.user)
 
     def over(self, job_ids: set[str]) -> set[str]:
         """Return which of these jobs neither wait nor run.
@@ -98,6 +124,14 @@ class Scheduler:
                     if state and state.split(" ")[0] not in NOT_OVER:  # the accounting can lag behind
                         self._past[job] = JobState(state.split(" ")[0])
         return {job_id: self._past[job_id] for job_id in job_ids if job_id in self._past}
+
+
+def cluster_name() -> str:
+    """Return the name of this machine's cluster; empty where SLURM does not say."""
+    if not installed():
+        return ""
+    found = re.search(r"^ClusterName\s*=\s*(\S+)", _run(["scontrol", "show", "config"]) or "", flags=re.MULTILINE)
+    return found.group(1) if found else ""
 
 
 def max_array_size() -> int:

@@ -92,7 +92,7 @@ def read_runs(paths: Iterable[Path], scheduler: Scheduler) -> list[RunState]:
     jobs = {path: _read(path / "job.json") for path, status in found if status.get("state") != "done"}
     unfinished = [(path, status) for path, status in found if status.get("state") not in ("done", "failed")]
     now = _disk_time(unfinished[0][0].parent) if unfinished else time.time()
-    ids = {path: str(jobs[path]["job_id"]) for path, status in unfinished if _in_job(status, jobs[path])}
+    ids = {path: str(jobs[path]["job_id"]) for path, status in unfinished if _in_job(status, jobs[path], scheduler)}
     over = scheduler.over(set(ids.values())) if ids else set()
     past = scheduler.past(over) if over else {}
     # A run may have ended after its file was read and before SLURM was asked.
@@ -100,8 +100,14 @@ def read_runs(paths: Iterable[Path], scheduler: Scheduler) -> list[RunState]:
     return [_state(path, status, jobs.get(path, {}), scheduler, over, past, now) for path, status in found]
 
 
-def _in_job(status: dict[str, Any], job: dict[str, Any]) -> bool:
-    return status.get("launcher") == "slurm" and "job_id" in job
+def _in_job(status: dict[str, Any], job: dict[str, Any], scheduler: Scheduler) -> bool:
+    """Whether the scheduler can say something of it: not of another cluster's or user's job."""
+    return status.get("launcher") == "slurm" and "job_id" in job and scheduler.can_tell(job)
+
+
+def waits(job: JobState | None) -> bool:
+    """Whether a job has not begun, or waits to begin again."""
+    return job is not None and job.state in _WAITS
 
 
 def _state(
@@ -128,7 +134,7 @@ def _state(
     if said not in ACTIVE:
         return RunState(path, "lost", f"its status.json says '{said}', which this version does not know", job, status)
     reason = str(status.get("reason", ""))
-    job_id = str(job["job_id"]) if _in_job(status, job) else ""
+    job_id = str(job["job_id"]) if _in_job(status, job, scheduler) else ""
     queued = scheduler.state(job_id) if job_id else None
     if queued is not None and said == "running" and _silent(path, now) < scheduler.age:
         state, why = "running", ""  # it spoke after SLURM did

@@ -120,7 +120,7 @@ class Sweep:
         runs = list(runs)
         document = {
             "command": command,
-            "created": _local_time(time.time()),
+            "created": _time(time.time()),
             "runs_dir": str(runs_dir.absolute()),
             "launcher": launcher,
             "runs": [asdict(run) for run in runs],
@@ -138,11 +138,15 @@ class Sweep:
         Args:
             jobs: the runs of each job, by its id.
         """
+        from lorsa.runner.launch.scheduler import Scheduler
         from lorsa.runner.rundir import write_atomic
 
+        scheduler = Scheduler()
         about = {
             "launcher": self.launcher["kind"],
             "host": socket.gethostname(),
+            "user": scheduler.user,
+            **({"cluster": scheduler.cluster} if self.launcher["kind"] == "slurm" else {}),
             "sweep": str(self.path),
             "submitted": time.time(),
         }
@@ -174,11 +178,11 @@ class Sweep:
 
     @property
     def created(self) -> str:
-        """When it was made, in local time; where its list is damaged, when that was written last."""
+        """When it was made, in UTC; where its list is damaged, when that was written last."""
         try:
             return str(self._stored["created"])
         except (UserError, KeyError):
-            return _local_time((self.path / "sweep.json").stat().st_mtime)
+            return _time((self.path / "sweep.json").stat().st_mtime)
 
     def _forget(self) -> None:
         for name in ("_stored", "runs"):
@@ -196,8 +200,8 @@ class Sweep:
         return stored
 
 
-def _local_time(seconds: float) -> str:
-    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))
+def _time(seconds: float) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
 
 
 def find_sweep(name: str, runs_dir: Path) -> Sweep:
@@ -206,11 +210,11 @@ def find_sweep(name: str, runs_dir: Path) -> Sweep:
     Raises:
         UserError: there is none.
     """
-    folder = runs_dir / SWEEPS
+    folder = runs_dir.expanduser() / SWEEPS
     known = sorted(path.parent.name for path in folder.glob("*/sweep.json"))
     if name == "latest" and known:
         return max((Sweep(folder / each) for each in known), key=lambda sweep: (sweep.created, sweep.path.name))
-    for path in (folder / name, Path(name)):
+    for path in (folder / name, Path(name).expanduser()):
         if (path / "sweep.json").is_file():
             return Sweep(path)
     there = f"the sweeps there are {', '.join(known[-5:])}" if known else "there are none"

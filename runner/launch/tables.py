@@ -41,7 +41,7 @@ def show_planned(plan: Plan) -> None:
         processes = resources["nodes"] * resources["tasks_per_node"]
         state = "to be submitted" if run.wanted else run.state.state
         apart = " ".join(override for override in run.run.overrides if override not in same)
-        table.add_row(run.run.signature, apart, str(processes), state)
+        table.add_row(run.run.signature, Text(apart), str(processes), state)
     console.print(table)
 
 

@@ -63,6 +63,8 @@ class Task:
         worker = Worker(self._cancelled)
         failed = False
         for name in self.runs:
+            if not self._mine(name, environment):
+                continue
             if self._cancelled(name) or (len(self.runs) > 1 and self._over(name, environment[JOB_ID])):
                 continue
             attempt = self._attempt(name)
@@ -78,7 +80,8 @@ class Task:
             failed |= code != 0
         # The first process alone writes that a run is done, and others may end before it does.
         first = environment.get("RANK", "0") == "0"
-        if failed or (first and any(self._state(name) != "done" for name in self.runs)):
+        mine = [name for name in self.runs if self._mine(name, environment)]
+        if failed or (first and any(self._state(name) != "done" for name in mine)):
             sys.exit(EXIT_FAILED)
 
     def _attempt(self, name: str) -> int:
@@ -111,6 +114,11 @@ class Task:
         """Whether nothing is left to do for a run, in this attempt of the job."""
         status = _read(Path(self.runs_dir, name, "status.json"))
         return status.get("state") == "done" or (status.get("state") == "failed" and status.get("job_id") == job_id)
+
+    def _mine(self, name: str, environment: Mapping[str, str]) -> bool:
+        """Whether no other job has the run by now: one that was cancelled or failed may have been retried."""
+        job_id = _read(Path(self.runs_dir, name, "job.json")).get("job_id")
+        return environment[LAUNCHER] != "slurm" or job_id in (None, environment[JOB_ID])
 
     def _cancelled(self, name: str) -> bool:
         return "cancelled" in _read(Path(self.runs_dir, name, "job.json"))

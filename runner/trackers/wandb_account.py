@@ -111,6 +111,11 @@ def check_account(key: str | None) -> Account:
     return Account(url, str(viewer.get("entity") or ""))
 
 
+def default_entity(account: Account) -> str:
+    """Return the user or team that runs go to which name none: WANDB_ENTITY's, as in training, or the key's own."""
+    return os.environ.get("WANDB_ENTITY") or account.entity
+
+
 def _checked_token(url: str) -> Account:
     """Check an identity token, which wandb exchanges for a session."""
     from wandb.errors import AuthenticationError

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from lorsa.runner.errors import UserError
 from lorsa.runner.trackers.rows import read_config, read_rows, sweep_of
 from lorsa.runner.trackers.state import State, digest, folder, read_state, write_state
-from lorsa.runner.trackers.wandb_account import Account
+from lorsa.runner.trackers.wandb_account import Account, default_entity
 from lorsa.runner.trackers.wandb_run import FIGURE, log_result, log_rows, open_run
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ class Place:
         return {
             **own,
             "project": self.project or own.get("project") or "lorsa",
-            "entity": self.entity or own.get("entity") or self.account.entity or None,
+            "entity": self.entity or own.get("entity") or default_entity(self.account) or None,
         }
 
 
@@ -112,6 +112,8 @@ def _is_done(run: Path) -> bool:
 
 def _upload(run: Path, config: Mapping[str, Any], group: str | None, done: bool) -> str:
     rows = read_rows(run / "metrics.jsonl")
+    if not done and _read_state(run) != "failed":
+        rows = rows[:-1]  # after the losses of an update may come its scores
     # wandb's own files of a run that is sent from elsewhere are of no use to anyone.
     with tempfile.TemporaryDirectory(prefix="lorsa-sync-") as temporary:
         opened = open_run(run, config, group, online=True, root=Path(temporary))
@@ -125,6 +127,13 @@ def _upload(run: Path, config: Mapping[str, Any], group: str | None, done: bool)
         finally:
             opened.finish(exit_code=0 if done else 1)
         return str(opened.url)
+
+
+def _read_state(run: Path) -> str:
+    try:
+        return str(json.loads((run / "status.json").read_text(encoding="utf-8"))["state"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
 
 
 def _log_figure(opened: wandb.Run, run: Path) -> None:

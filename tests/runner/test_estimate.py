@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +18,7 @@ from lorsa.runner.estimate.lengths import largest, task_lengths, training_shapes
 from lorsa.runner.estimate.memory import ACTIVATIONS, OPTIMIZER, WEIGHTS
 from lorsa.runner.estimate.parameters import adapted, model_config
 from lorsa.runner.estimate.pool import Pool
+from lorsa.runner.signature import model_folder
 
 
 def lorsa(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -118,8 +120,46 @@ def test_time_is_unknown_until_something_like_it_has_run(job, tmp_path: Path):
         return find_speed(cfg, 1, gpu=False)
 
     assert time_of() is None
-    job("engine.device=cpu", *overrides)
+    result = job("engine.device=cpu", *overrides)
     assert time_of() is not None
+
+    file = tmp_path / "runs" / result["signature"] / "result.json"
+    other = tmp_path / "other"  # another model that goes by the same name, as all of model=hf do
+    shutil.copytree(model_folder(cfg.model.path), other)
+    (other / "generation_config.json").write_text("{}")
+    cfg.model.path = str(other)
+    assert time_of() is None
+    cfg.model.path = result["config"]["model"]["path"]
+    for damage in ({"config": {}}, {"hardware": {"device": "cpu"}}, {"timings": None}):
+        file.write_text(json.dumps(result | damage))
+        assert time_of() is None
+    file.write_text("[]")
+    assert time_of() is None
+
+
+def test_a_calibration_is_possible_under_either_protocol(monkeypatch: pytest.MonkeyPatch):
+    from lorsa.runner.estimate import time
+    from lorsa.runner.validate import check
+
+    commands: list[list[str]] = []
+
+    def run(command: list[str], **options: object) -> subprocess.CompletedProcess[str]:
+        commands.append(command)
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr(time.subprocess, "run", run)
+    time.calibrate(["protocol=best_epoch", "task=sst2"])
+    check(compose(*commands[0][3:]))
+
+
+def test_what_is_said_meanwhile_is_not_in_the_document(tmp_path: Path, monkeypatch, capsys):
+    from lorsa.runner.estimate import framework
+
+    monkeypatch.setenv("LORSA_CACHE", str(tmp_path))
+    monkeypatch.setattr(framework, "_measured", lambda kind: 1000)
+    assert framework.framework_bytes("single") == 1000
+    printed = capsys.readouterr()
+    assert printed.out == "" and "Measuring what the libraries take" in printed.err
 
 
 @pytest.mark.slow
@@ -129,7 +169,7 @@ def test_a_run_on_the_cpu_peaks_where_it_was_said(shared: Path, tmp_path: Path):
     overrides += ("task.eval_splits=[]", "task.predict_splits=[]", f"runs_dir={tmp_path}")
     done = lorsa(*overrides, "seed=0,1", "--json")  # a sweep is estimated under its own engine alone
     assert done.returncode == 0, done.stderr
-    memory = json.loads(done.stdout[done.stdout.index("{") :])["runs"][0]["memory"]["single"]
+    memory = json.loads(done.stdout)["runs"][0]["memory"]["single"]
     run = [sys.executable, "-m", "lorsa.runner.cli", *overrides]
     subprocess.run(run, check=True, capture_output=True, timeout=300)
     (result,) = tmp_path.glob("*/result.json")

@@ -115,6 +115,18 @@ def test_a_run_that_ends_while_slurm_is_asked_is_done(slurm, make_run):
     assert state_of(path) == "done"
 
 
+@pytest.mark.parametrize("other", [{"cluster": "red"}, {"cluster": "blue", "user": "someone"}])
+def test_what_another_clusters_or_users_job_does_is_not_asked_here(slurm, make_run, other):
+    slurm.command("scontrol", "echo 'ClusterName             = blue'")
+    slurm.queue("7_1|PENDING|None")  # of the same number as one there
+    assert state_of(make_run("a", "running", JOB | other, silent=SILENT_SECONDS - 60)) == "running"
+    assert state_of(make_run("b", "running", JOB | other | {"job_id": "7_1"})) == "running"
+    assert state_of(make_run("c", "queued", JOB | other)) == "queued"
+    here = {"cluster": "blue", "user": Scheduler().user}
+    assert state_of(make_run("d", "running", JOB | here)) == "lost"
+    assert state_of(make_run("e", "running", JOB | here | {"job_id": "7_1"}, silent=30)) == "requeued"
+
+
 def test_where_slurm_does_not_answer_a_run_is_judged_by_its_heartbeat(slurm, make_run):
     slurm.command("squeue", "exit 1")
     assert state_of(make_run("a", "running", JOB, silent=SILENT_SECONDS - 60)) == "running"

@@ -1,5 +1,6 @@
 """Submitting: what was taken is recorded, what was refused is as before, and the same command goes on."""
 
+import errno
 import json
 import os
 import shutil
@@ -16,6 +17,7 @@ from lorsa.runner.launch.scheduler import Scheduler
 from lorsa.runner.launch.states import read_runs
 from lorsa.runner.launch.sweep import Sweep, find_sweep
 from lorsa.runner.signature import signature
+from lorsa.runner.terminal import console
 
 SETTINGS = {key: value for key, value in SLURM.items() if key != "kind"}
 
@@ -230,12 +232,45 @@ def test_a_snapshot_of_the_code_is_whole_and_used(slurm, start, tmp_path):
     assert places == sorted(places)
 
 
+def test_a_sweep_that_is_started_again_keeps_its_snapshot_if_it_is_whole(slurm, start, tmp_path, monkeypatch):
+    def cut(*arguments, **options):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("lorsa.runner.launch.launch.shutil.copytree", cut)
+        start("s", ["seed=0"], snapshot=True)
+    sweep = find_sweep("s", tmp_path / "runs")
+    assert not sweep.code.exists() and not list(sweep.path.glob(".code*"))
+    start("s", ["seed=0"], snapshot=True)
+    (sweep.code / "lorsa" / "mine").touch()
+    in_queue(slurm, sweep)
+    start("s", ["seed=0"], ["seed=1"], snapshot=True)
+    assert (sweep.code / "lorsa" / "mine").exists() and (sweep.code / "lorsa" / "runner" / "job.py").is_file()
+    assert len(slurm.calls("sbatch")) == 4
+
+
 def test_a_sweeps_folder_that_cannot_be_written_is_a_sentence(slurm, start, tmp_path):
     (tmp_path / "runs" / "sweeps").mkdir(parents=True)
     (tmp_path / "runs" / "sweeps" / "s").write_text("")
     with pytest.raises(UserError, match="Cannot write"):
         start("s", ["seed=0"])
     assert slurm.calls("sbatch") == []
+
+
+def test_a_lock_that_cannot_be_taken_is_a_sentence(slurm, start, monkeypatch):
+    def forbidden(*arguments, **options):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr("filelock.FileLock.acquire", forbidden)
+    with pytest.raises(UserError, match=r"Cannot write .*\.submit\.lock: Permission denied"):
+        start("s", ["seed=0"])
+    assert slurm.calls("sbatch") == []
+
+
+def test_a_dry_run_shows_overrides_as_they_are(slurm, start, capsys, monkeypatch):
+    monkeypatch.setattr(console, "_width", 200)
+    start("s", *(["dry_run=true", f"model.modules.attention=[{name}]"] for name in ("q_proj", "v_proj")))
+    assert "model.modules.attention=[q_proj]" in capsys.readouterr().out
 
 
 def test_a_sweep_that_is_half_deleted_is_named(tmp_path, make_sweep):

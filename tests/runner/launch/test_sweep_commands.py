@@ -240,6 +240,8 @@ def test_retry_with_other_resources(sweep, lorsa):
         ("resources.memory=3", "resources has name, nodes"),
         ("resources.nodes=2", "makes another run"),
         ("resources.partition=[a", "--set resources.partition=.a: "),
+        ("resources.minutes=0", "resources.minutes=0 must be above 0"),
+        ("resources.minutes=1", "more than half of resources.minutes=1"),
     ],
 )
 def test_a_change_that_cannot_be_is_refused_before_anything_is_submitted(sweep, slurm, lorsa, change, sentence):
@@ -301,6 +303,16 @@ def test_a_refused_retry_leaves_runs_as_they_were(sweep, slurm, lorsa):
     assert in_json(lorsa) == before
 
 
+@pytest.mark.parametrize("refuses", ["everything", "the submission"])
+def test_resources_that_slurm_refuses_are_not_kept(sweep, slurm, lorsa, refuses):
+    only = "" if refuses == "everything" else '[ "$1" = --test-only ] || '
+    slurm.command("sbatch", only + "{ echo too much memory >&2; exit 1; }")
+    with pytest.raises(UserError, match="too much memory"):
+        lorsa("retry", "--set", "resources.mem_gb=4000")
+    assert {run.resources["mem_gb"] for run in find_sweep(str(sweep.path), sweep.runs_dir).runs} == {None}
+    assert all("mem_gb: null" in sweep.config(run.signature).read_text() for run in sweep.runs)
+
+
 # --- cancel ---------------------------------------------------------------------------------------------------------
 
 
@@ -332,6 +344,39 @@ def test_cancel_of_one_run_leaves_the_others_of_its_job(sweep, slurm, lorsa, mak
     assert slurm.calls("scancel") == ["--signal=SIGUSR1 8"]
     lorsa("cancel", "--all")
     assert slurm.calls("scancel")[1:] == ["8"]
+
+
+def test_cancel_of_one_run_of_a_job_that_waits_needs_no_signal(sweep, slurm, lorsa, make_run):
+    share(sweep, slurm, make_run, ["xxxx", "yyyy"], "queued")
+    path = sweep.runs_dir / "xxxx" / "status.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"task": "qqp"}))
+    slurm.queue("8|PENDING|Priority")
+    slurm.command("scancel", "sleep 100")  # as the real one does until the job runs
+    lorsa("cancel", "task=qqp")
+    assert slurm.calls("scancel") == []
+    assert in_json(lorsa, "task=qqp") == {"xxxx": "cancelled"}
+
+
+def test_a_job_whose_other_runs_were_retried_elsewhere_is_cancelled_as_a_whole(sweep, slurm, lorsa, make_run):
+    share(sweep, slurm, make_run, ["xxxx", "yyyy"], "running")
+    slurm.queue("8|RUNNING|None", "10|PENDING|None")
+    job = {"job_id": "10", "launcher": "slurm", "sweep": str(sweep.path)}
+    (sweep.runs_dir / "yyyy" / "job.json").write_text(json.dumps(job))
+    path = sweep.runs_dir / "xxxx" / "status.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"task": "qqp"}))
+    lorsa("cancel", "task=qqp")
+    assert slurm.calls("scancel") == ["8"]
+
+
+def test_another_clusters_job_of_the_same_number_is_left_alone(sweep, slurm, lorsa, make_run):
+    slurm.command("scontrol", "echo 'ClusterName             = blue'")
+    slurm.queue("8|RUNNING|None")
+    there = {"job_id": "8", "launcher": "slurm", "sweep": str(sweep.path), "cluster": "red", "user": "someone"}
+    make_run("xxxx", "running", there, task="qqp")
+    with pytest.raises(UserError, match=r"xxxx is job 8 of user someone on cluster red, and this is .* on blue"):
+        lorsa("cancel", "task=qqp")
+    assert slurm.calls("scancel") == []
+    assert "cancelled" not in json.loads((sweep.runs_dir / "xxxx" / "job.json").read_text())
 
 
 def test_cancel_asks_slurm_no_more_for_more_jobs(sweep, slurm, lorsa, make_run):

@@ -106,6 +106,15 @@ def test_runs_that_share_a_job_are_done_one_after_the_other_though_one_fails(job
     assert [begun(tmp_path, name) for name in runs] == [False, True, False]
 
 
+def test_a_run_that_is_another_jobs_by_now_is_left_to_it(job, tmp_path):
+    for name, job_id in (("b", "8"), ("c", "7")):
+        (tmp_path / "runs" / name).mkdir(parents=True)
+        (tmp_path / "runs" / name / "job.json").write_text(json.dumps({"job_id": job_id}))
+    runs = {"a": "say('done')", "b": "say('failed'); sys.exit(1)", "c": "say('done')"}
+    assert job(runs).wait() == 0
+    assert [begun(tmp_path, name) for name in runs] == [True, False, True]
+
+
 def test_a_run_that_is_stopped_ends_the_job_before_the_next(job, tmp_path):
     assert job({"a": "sys.exit(75)", "b": "say('done')"}).wait() == 75
     assert not begun(tmp_path, "b")

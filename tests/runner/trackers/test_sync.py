@@ -44,7 +44,8 @@ def test_runs_are_sent_once_whatever_they_were_made_with(make_run, lorsa, server
     assert first["url"] == f"{server.url}/someone/mine/runs/{plain.name}"
     assert "no run's folder" in other["reason"]
     assert shown(server, plain) == values(plain)
-    assert shown(server, half) == values(half)
+    # Its last update may get a score yet.
+    assert shown(server, half) == values(half)[:-1]
     assert server.runs[plain.name].fields["groupName"] == "2026-01-01_00-00-00"
     assert server.runs[plain.name].artifacts == {f"adapter-{plain.name}": "model", f"report-{plain.name}": "report"}
     # wandb's own command would send it a second time.
@@ -53,16 +54,26 @@ def test_runs_are_sent_once_whatever_they_were_made_with(make_run, lorsa, server
     again = json.loads(lorsa("sync", "--json", "--project", "mine").stdout)
     assert [each["state"] for each in again] == ["up to date", "up to date", "left out"]
     # The half-made run went on, and what was noted of the other is lost.
-    (half / "metrics.jsonl").write_text(lines(10, 100))
+    (half / "metrics.jsonl").write_text(lines(10, 60) + '{"step": 60, "primary": 0.5}\n' + lines(70, 100))
     (plain / "wandb" / "state.json").unlink()
     third = json.loads(lorsa("sync", "--json", "--project", "mine").stdout)
     assert [each["state"] for each in third[:2]] == ["sent", "sent"]
     assert shown(server, plain) == values(plain)
-    assert shown(server, half) == values(half)
+    assert shown(server, half) == values(half)[:-1]
+    assert [row["eval/primary"] for row in shown(server, half) if row["step"] == 60] == [0.5]
     assert {name: len(versions) for name, versions in server.artifacts.items()} == {
         f"adapter-{plain.name}": 1,
         f"report-{plain.name}": 1,
     }
+
+
+def test_runs_go_where_training_sends_them_and_a_failed_one_is_whole(make_run, lorsa, server, monkeypatch):
+    failed = make_run("aaaaaaaaaaaaaaaa", done=False)
+    (failed / "status.json").write_text(json.dumps({"state": "failed"}))
+    monkeypatch.setenv("WANDB_ENTITY", "team")
+    (sent,) = json.loads(lorsa("sync", "--json").stdout)
+    assert sent["url"] == f"{server.url}/team/lorsa/runs/{failed.name}"
+    assert shown(server, failed) == values(failed)
 
 
 def test_a_damaged_run_that_is_named_is_refused_and_keeps_no_other(make_run, lorsa, server, tmp_path):

@@ -135,7 +135,12 @@ class WandbServer:
                 "notes": None,
                 "wandbConfig": json.dumps({"t": 1}),
             }
-        project = {"id": "p", "name": variables["project"], "entity": {"id": "e", "name": ENTITY}, "bucket": bucket}
+        project = {
+            "id": "p",
+            "name": variables["project"],
+            "entity": {"id": "e", "name": variables.get("entity") or ENTITY},
+            "bucket": bucket,
+        }
         return {"model": project}
 
     def _UpsertBucket(self, variables: dict[str, Any]) -> dict[str, Any]:  # noqa: N802
@@ -151,7 +156,11 @@ class WandbServer:
             "description": None,
             "config": json.dumps(run.config),
             "sweepName": None,
-            "project": {"id": "p", "name": variables["project"], "entity": {"id": "e", "name": ENTITY}},
+            "project": {
+                "id": "p",
+                "name": variables["project"],
+                "entity": {"id": "e", "name": variables.get("entity") or ENTITY},
+            },
             "historyLineCount": len(run.lines),
         }
         return {"upsertBucket": {"bucket": bucket, "inserted": inserted}}
