@@ -52,10 +52,17 @@ class KernelError(RuntimeError):
 
 
 def cache_folder() -> Path:
-    """Return the folder in which libraries are kept; it need not exist."""
-    if folder := os.environ.get("LORSA_CACHE"):
-        return Path(folder).expanduser() / "kernels"
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "lorsa" / "kernels"
+    """Return the folder in which libraries are kept; it need not exist.
+
+    Raises:
+        KernelError: LORSA_CACHE and XDG_CACHE_HOME are not set, and there is no home.
+    """
+    try:
+        if folder := os.environ.get("LORSA_CACHE"):
+            return Path(folder).expanduser() / "kernels"
+        return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "lorsa" / "kernels"
+    except RuntimeError as error:
+        raise KernelError("There is no home folder for ~/.cache/lorsa; set LORSA_CACHE to a folder.") from error
 
 
 def cpu_capability() -> str:

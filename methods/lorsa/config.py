@@ -105,7 +105,10 @@ class LorsaConfig(PeftConfig):
                 f"takes r from 1 to {self.k // 2}."
             )
         if self.space == "subspace" and self.rotate == "all":
-            raise MethodError("LoRSA: rotate=all turns every singular vector, which needs space=ambient.")
+            raise MethodError(
+                "LoRSA: rotate=all turns every singular vector, which needs space=ambient; in a subspace it is "
+                "rotate=selected."
+            )
         if self.space == "subspace" and self.rotation == "linear":
             raise MethodError("LoRSA: rotation=linear needs space=ambient; in a subspace it is rotation=cayley.")
 

@@ -49,9 +49,10 @@ def estimate(
 ) -> None:
     """Say what runs will take before they run: parameters, memory by part, time, disk.
 
-    No weights are loaded and nothing is fetched; LLaMA-2 13B takes seconds. Memory is that of a GPU where --card names
-    one, the run asks for GPUs (resources=gpu8) or there is one here; else main memory. One run is shown under every
-    engine, a sweep as a table. Time needs a finished run of the same model and method in runs_dir, or --calibrate.
+    No weights are loaded and nothing is fetched; LLaMA-2 13B takes less than a minute. Memory is that of a GPU where
+    --card names one, the run asks for GPUs (resources=gpu8) or there is one here; else main memory. One run is shown
+    under every engine, a sweep as a table. Time needs a finished run of the same model and method in runs_dir, or
+    --calibrate.
     """
     # Before a hub library is loaded: an estimate fetches nothing.
     offline = {name: os.environ.get(name) for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE")}

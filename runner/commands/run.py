@@ -38,6 +38,7 @@ def run(
         cfg = typed(OmegaConf.load(file))  # type: ignore[arg-type]
     except (OmegaConfBaseException, YAMLError, OSError) as error:
         raise UserError(f"{file} is damaged, or of another version ({str(error).splitlines()[0]}).") from error
+    cfg.runs_dir = str(path.parent)  # it may have been moved
     # It was for the sweep: what the run has done since is not to be thrown away.
     cfg.force = False
     from lorsa.runner.job import run as run_job

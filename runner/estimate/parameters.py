@@ -119,6 +119,25 @@ def adapted(cfg: JobConfig, updates: int) -> tuple[torch.nn.Module, Report, Meth
     return model, report, method
 
 
+def check_fits(cfg: JobConfig) -> None:
+    """Refuse a method that does not fit the model, as far as that shows without weights.
+
+    Of a model whose config is not here nothing is known: the run may find it at the hub.
+
+    Raises:
+        UserError: says what does not fit.
+    """
+    import warnings
+
+    try:
+        model_config(cfg.model)
+    except UserError:
+        return
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # PEFT's, of kernels that it does not need here
+        adapted(cfg, updates=10**6)
+
+
 def basis_shapes(cfg: JobConfig) -> list[tuple[int, int]]:
     """Return (m, n) of each weight whose basis the run's method reads; empty for a method without bases."""
     method = build_method(cfg.method)

@@ -74,11 +74,11 @@ def make_plan(composed: Iterable[tuple[Sequence[str], Callable[[], JobConfig]]],
     checked: dict[str, tuple[SweepRun, JobConfig]] = {}
     asked = []
     runs_dir = ""
-    known_methods: set[str] = set()
+    known_fits: set[str] = set()
     for overrides, compose in composed:
         try:
             cfg = compose()
-            check_run(cfg, known_methods)
+            check_run(cfg, known_fits)
             freeze_paths(cfg)
             name = signature(cfg)
             runs_dir = runs_dir or cfg.runs_dir
@@ -100,18 +100,19 @@ def make_plan(composed: Iterable[tuple[Sequence[str], Callable[[], JobConfig]]],
     return Plan(runs, asked)
 
 
-def check_run(cfg: JobConfig, known_methods: set[str]) -> None:
+def check_run(cfg: JobConfig, known_fits: set[str]) -> None:
     """Check what can be known of a run without its data, its weights and the machine that it will run on.
 
     Args:
         cfg: resolved in place.
-        known_methods: methods' configs that were found good before; added to.
+        known_fits: methods on models that were found good before; added to.
 
     Raises:
         UserError: the run cannot be.
     """
     from transformers.training_args import OptimizerNames
 
+    from lorsa.runner.estimate.parameters import check_fits
     from lorsa.runner.method import build_method
     from lorsa.runner.validate import check
 
@@ -119,10 +120,13 @@ def check_run(cfg: JobConfig, known_methods: set[str]) -> None:
     optimizers = [each.value for each in OptimizerNames]
     if cfg.optim.name not in optimizers:
         raise UserError(f"optim.name={cfg.optim.name} is not known{nearest(cfg.optim.name, optimizers)}")
-    method = json.dumps(OmegaConf.to_container(cfg.method, resolve=True), sort_keys=True)
-    if method not in known_methods:
+    method: dict[str, Any] = OmegaConf.to_container(cfg.method.config, resolve=True)  # type: ignore[assignment]
+    model = OmegaConf.to_container(cfg.model, resolve=True)
+    fit = json.dumps([{key: value for key, value in method.items() if key != "seed"}, model], sort_keys=True)
+    if fit not in known_fits:
         build_method(cfg.method)
-        known_methods.add(method)
+        check_fits(cfg)
+        known_fits.add(fit)
 
 
 def freeze_paths(cfg: JobConfig) -> None:

@@ -217,5 +217,7 @@ def find_sweep(name: str, runs_dir: Path) -> Sweep:
     for path in (folder / name, Path(name).expanduser()):
         if (path / "sweep.json").is_file():
             return Sweep(path)
-    there = f"the sweeps there are {', '.join(known[-5:])}" if known else "there are none"
+    there = (
+        f"the sweeps there are {', '.join(known[-5:])}" if known else "only those of hydra/launcher=local or slurm are"
+    )
     raise UserError(f"There is no sweep {name} in {folder}; {there}.")

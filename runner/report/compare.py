@@ -258,9 +258,12 @@ def _cell(runs: list[Run]) -> Cell:
 
 
 def _short(key: str, among: Sequence[str]) -> str:
-    """Return the last part of a key where it is clear, else all of it."""
-    last = key.rpartition(".")[2]
-    return last if sum(each.rpartition(".")[2] == last for each in among) == 1 else key
+    """Return the last part of a key where it is clear, else all of it; of `engine.name` it is `engine`."""
+
+    def last(key: str) -> str:
+        return key.removesuffix(".name").rpartition(".")[2]
+
+    return last(key) if sum(last(each) == last(key) for each in among) == 1 else key
 
 
 def _text(value: Any) -> str:

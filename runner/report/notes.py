@@ -27,10 +27,9 @@ def _about_scores(section: Section) -> list[str]:
     if len(set(section.sources.values())) > 1:
         notes.append(f"Rows: {_list(f'{task} {source}' for task, source in section.sources.items())}.")
     metrics = {run.task: run.metric.replace(",", ", ") for run in section.runs}
-    notes.append(
-        "Scores are points, 100 times the metric on GLUE's validation set: "
-        f"{_list(f'{task} {metrics[task]}' for task in section.tasks)}."
-    )
+    where = "the validation set" if section.is_demo else "GLUE's validation set"
+    listed = _list(f"{task} {metrics[task]}" for task in section.tasks)
+    notes.append(f"Scores are points, 100 times the metric on {where}: {listed}.")
     if "mnli" in section.tasks:
         notes.append("MNLI is the mean of its matched and mismatched parts, and counts as one task.")
     cells = [(row, task, cell) for row in section.rows for task, cell in row.cells.items()]

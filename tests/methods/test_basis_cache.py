@@ -19,6 +19,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from lorsa.kernels import KernelError
+from lorsa.kernels.library import cache_folder
 from lorsa.methods import MethodError
 from lorsa.methods.lorsa import cache as cache_module
 from lorsa.methods.lorsa import singular_basis
@@ -37,6 +39,19 @@ def only_file(cache: BasisCache) -> Path:
 def assert_same(basis, expected) -> None:
     for part in ("U", "s", "V"):
         assert torch.equal(getattr(basis, part), getattr(expected, part)), part
+
+
+def test_without_a_home_it_is_said_what_to_set(monkeypatch: pytest.MonkeyPatch):
+    def homeless(path: Path) -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    for name in ("LORSA_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(Path, "expanduser", homeless)
+    with pytest.raises(MethodError, match="set LORSA_CACHE"):
+        default_folder()
+    with pytest.raises(KernelError, match="set LORSA_CACHE"):
+        cache_folder()
 
 
 @pytest.fixture

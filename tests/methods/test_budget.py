@@ -126,7 +126,7 @@ def test_what_is_spent_first(space: str, budget: float, expected: tuple[int, int
 @pytest.mark.parametrize(
     ("space", "advice"),
     [
-        ("ambient", "or use space=subspace or fewer target modules."),
+        ("ambient", "or use space=subspace with rotate=selected or fewer target modules."),
         ("subspace", "or use r=0 or fewer target modules."),
         ("values", "or use fewer target modules."),
     ],

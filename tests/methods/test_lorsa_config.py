@@ -51,7 +51,8 @@ from lorsa.methods import LorsaConfig, MethodError
         ),
         (
             {"space": "subspace", "rotate": "all"},
-            "LoRSA: rotate=all turns every singular vector, which needs space=ambient.",
+            "LoRSA: rotate=all turns every singular vector, which needs space=ambient; in a subspace it is "
+            "rotate=selected.",
         ),
     ],
 )

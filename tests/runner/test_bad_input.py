@@ -46,6 +46,10 @@ def refused(tmp_path, monkeypatch, capsys):
     [
         ("task=sst3", ["no task named 'sst3'", "did you mean 'sst2'", "cola"]),
         ("method=lors", ["no method named 'lors'", "did you mean 'lorsa'", "bitfit"]),
+        ("experiment=llama2_7b_gleu", ["no experiment named 'llama2_7b_gleu'", "did you mean 'llama2_7b_glue'"]),
+        ("debug=foo", ["no debug named 'foo'", "smoke"]),
+        ("hydra/launcher=slurm", ["add -m"]),
+        ("resources.extra.nice=3", ["no key 'resources.extra.nice'.", "added by +resources.extra.nice=…"]),
         ("tusk=sst2", ["no key 'tusk'", "did you mean 'task'"]),
         ("train.batchsize=3", ["no key 'train.batchsize'", "did you mean 'batch_size'"]),
         ("+train.foo=3", ["no key 'train.foo'", "batch_size"]),

@@ -85,6 +85,10 @@ def test_runs_that_are_done_or_on_their_way_are_not_wanted(slurm, tmp_path, make
         ("method.config.ranks=3", "method.config.ranks"),
         ("+method.config.nonsense=3", "nonsense"),
         ("method.config.k=0", "k=0"),
+        ("method.config.k=100000", "k=100000 is more than the 128 components"),
+        ("method=lora method.config.r=-4", "-4"),
+        ("method=lora method.config.r=abc", "method.config.r=abc must be a whole number"),
+        ("method=lora method.config.lora_dropout=much", "method.config.lora_dropout=much must be a number"),
         ("resources.nodes=0", "resources.nodes=0"),
     ],
 )

@@ -433,6 +433,12 @@ def test_run_does_one_run_here_with_its_frozen_config(frozen, lorsa, did):
     assert (did[0].seed, did[0].runs_dir, did[0].force) == (5, str(frozen.runs_dir), False)
 
 
+def test_run_writes_where_it_found_the_run(frozen, lorsa, did, tmp_path):
+    shutil.copytree(frozen.runs_dir / "bbbb", tmp_path / "moved" / "bbbb")
+    lorsa("run", "bb", "--runs-dir", "moved")
+    assert did[0].runs_dir == str(tmp_path / "moved")
+
+
 def test_run_for_debugging_leaves_the_run_alone(frozen, lorsa, did):
     text = lorsa("run", "bb", "--debug")
     assert did[0].runs_dir in text

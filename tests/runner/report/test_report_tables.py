@@ -77,8 +77,19 @@ def test_configs_of_one_name_are_rows_of_their_own(tmp_path):
         add(tmp_path, "lorsa", "cola", seed, 0.6, config__train__lr=4e-3)
         add(tmp_path, "lorsa", "cola", seed, 0.6, config__train__lr=2e-3)
         add(tmp_path, "head", "cola", seed, 0.6, config__engine__threads=seed, config__runs_dir=f"r{seed}")
+        add(tmp_path, "oft", "cola", seed, 0.6)
+        add(tmp_path, "oft", "cola", seed, 0.6, config__engine__name="zero3")
     (table,) = document(tmp_path)["tables"]
-    assert list(rows(table)) == ["head", "lora r=1", "lora r=8", "lorsa lr=0.002", "lorsa lr=0.004"]
+    labels = [
+        "head",
+        "lora r=1",
+        "lora r=8",
+        "lorsa lr=0.002",
+        "lorsa lr=0.004",
+        "oft engine=single",
+        "oft engine=zero3",
+    ]
+    assert list(rows(table)) == labels
     assert all(row["scores"]["cola"]["seeds"] == 2 for row in table["rows"])
 
 
