@@ -146,7 +146,7 @@ class Sweep:
             "launcher": self.launcher["kind"],
             "host": socket.gethostname(),
             "user": scheduler.user,
-            **({"cluster": scheduler.cluster} if self.launcher["kind"] == "slurm" else {}),
+            "cluster": (scheduler.cluster or None) if self.launcher["kind"] == "slurm" else None,
             "sweep": str(self.path),
             "submitted": time.time(),
         }
