@@ -39,8 +39,12 @@ class EmptyModel:
     stored_dtype: torch.dtype
 
 
-def empty_model(cfg: JobConfig) -> EmptyModel:
+def empty_model(cfg: JobConfig, layers: int | None = None) -> EmptyModel:
     """Build the base model of a run.
+
+    Args:
+        cfg: the run.
+        layers: no more than the first so many of the backbone's.
 
     Raises:
         UserError: its config cannot be found without the network, or transformers does not know the architecture.
@@ -53,6 +57,8 @@ def empty_model(cfg: JobConfig) -> EmptyModel:
         setattr(config, key, value)
     if config.pad_token_id is None:
         config.pad_token_id = 0
+    if layers is not None and isinstance(getattr(config, "num_hidden_layers", None), int):
+        config.num_hidden_layers = min(layers, config.num_hidden_layers)
     try:
         with torch.device("meta"):
             model = AutoModelForSequenceClassification.from_config(
@@ -93,7 +99,7 @@ def _attention(model: ModelConfig) -> str:
     return "sdpa" if model.attn_implementation.startswith("flash_attention") else model.attn_implementation
 
 
-def adapted(cfg: JobConfig, updates: int) -> tuple[torch.nn.Module, Report, MethodConfig]:
+def adapted(cfg: JobConfig, updates: int, layers: int | None = None) -> tuple[torch.nn.Module, Report, MethodConfig]:
     """Return a run's adapted model on the meta device, what trains in it, and the method.
 
     LoRSA's components are counted as k in each module: which they are depends on the weights, and shared out over the
@@ -102,11 +108,12 @@ def adapted(cfg: JobConfig, updates: int) -> tuple[torch.nn.Module, Report, Meth
     Args:
         cfg: the run.
         updates: of the optimizer.
+        layers: of the backbone, None for all.
 
     Raises:
         UserError: the model's config is not here, or the method does not fit the model.
     """
-    base = empty_model(cfg)
+    base = empty_model(cfg, layers)
     method = build_method(cfg.method)
     try:
         if isinstance(method, LorsaConfig) and method.components is None:
@@ -135,7 +142,11 @@ def check_fits(cfg: JobConfig) -> None:
         return
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # PEFT's, of kernels that it does not need here
-        adapted(cfg, updates=10**6)
+        try:
+            # Layers are alike, and some methods draw long random vectors for each of them.
+            adapted(cfg, updates=10**6, layers=1)
+        except UserError:
+            adapted(cfg, updates=10**6)  # it may name other layers, or count on all
 
 
 def basis_shapes(cfg: JobConfig) -> list[tuple[int, int]]:

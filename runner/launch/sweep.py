@@ -217,7 +217,6 @@ def find_sweep(name: str, runs_dir: Path) -> Sweep:
     for path in (folder / name, Path(name).expanduser()):
         if (path / "sweep.json").is_file():
             return Sweep(path)
-    there = (
-        f"the sweeps there are {', '.join(known[-5:])}" if known else "only those of hydra/launcher=local or slurm are"
-    )
+    none = "there are none, which hydra/launcher=local or slurm would have left"
+    there = f"the sweeps there are {', '.join(known[-5:])}" if known else none
     raise UserError(f"There is no sweep {name} in {folder}; {there}.")

@@ -74,7 +74,7 @@ def run_together(folder: Path, jobs: list[dict[str, Any]], own_cache: bool = Fal
     codes = []
     try:
         for process in processes:
-            codes.append(process.wait(timeout=240))
+            codes.append(process.wait(timeout=600))
     finally:
         for process in processes:
             process.kill()

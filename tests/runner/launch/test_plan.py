@@ -103,6 +103,19 @@ def test_one_bad_run_is_named_and_nothing_is_written(no_slurm, tmp_path, bad, wo
     assert sorted(tmp_path.rglob("*")) == before
 
 
+@pytest.mark.parametrize(
+    "override",
+    [
+        "+method.config.layers_to_transform=[3]",
+        "method.config.target_modules='.*layers.3.self_attn.v_proj'",
+        "method=lorsa_subspace method.config.budget=3",
+    ],
+)
+def test_a_method_for_some_layers_or_by_a_budget_is_no_bad_run(no_slurm, planned, override):
+    method = [] if "method=" in override else ["method=lora"]
+    assert len(planned([*method, *override.split(" ")]).wanted) == 1
+
+
 def test_a_result_of_another_schema_is_named(no_slurm, tmp_path, make_run, planned, compose_run):
     path = make_run(signature(compose_run()), "done")
     (path / "result.json").write_text('{"schema_version": 0}')
