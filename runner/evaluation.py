@@ -35,10 +35,12 @@ def kept_logits(trainer: GlueTrainer, split: str, rows: EncodedRows, directory: 
     folder = kept_logits_folder(trainer.state.best_global_step or trainer.state.global_step)
     pieces = []
     for start in range(0, len(rows), size):
-        file = directory.checkpoints / folder / f"{split}-{start}.npy"
+        part = rows.part(start, start + size)
+        # Its length is in its name: a version of this code that cuts otherwise finds none of its own.
+        file = directory.checkpoints / folder / f"{split}-{start}-{len(part)}.npy"
         piece = from_main(lambda file=file: _read(file))  # type: ignore[misc]
         if piece is None:
-            piece = trainer.logits(rows.part(start, start + size))
+            piece = trainer.logits(part)
             stream = io.BytesIO()
             np.save(stream, piece)
             directory.write(file.relative_to(directory.path).as_posix(), stream.getvalue())

@@ -46,8 +46,10 @@ def build_method(method: MethodChoice) -> MethodConfig:
             raise UserError(f"method.config.{key} is not a field of {class_name}{nearest(key, valid)}")
     for field in fields(found):
         kind = _NUMBERS.get(str(getattr(field.type, "__name__", field.type)))
-        if kind and field.name in arguments and not _is(arguments[field.name], kind):
-            raise UserError(f"method.config.{field.name}={arguments[field.name]} must be {kind}.")
+        value = arguments.get(field.name, field.default)
+        # Some fields of PEFT's are null by default, whatever their type says.
+        if kind and value != field.default and not _is(value, kind):
+            raise UserError(f"method.config.{field.name}={value} must be {kind}.")
     try:
         return found(**arguments)
     except (ValueError, TypeError) as error:

@@ -163,6 +163,8 @@ def test_an_evaluation_that_is_stopped_goes_on_and_predicts_the_same(job, tmp_pa
     for force in ("true", "false"):
         with pytest.raises(StopRequested):
             job(*overrides, f"force={force}")
+    kept = next((folder / "checkpoints").glob("logits-*/*-0-8.npy"))
+    kept.with_name(kept.name.replace("-8.npy", "-99.npy")).write_bytes(b"a piece that was cut otherwise")
     result = job(*overrides)
     assert result["metrics"] == whole["metrics"] and result["attempts"] == 4
     assert {path.name: path.read_bytes() for path in (folder / "predictions").iterdir()} == predictions
