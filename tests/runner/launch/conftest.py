@@ -15,12 +15,15 @@ from hydra._internal.utils import create_config_search_path
 from hydra.types import RunMode
 from launch_settings import RESOURCES, SLURM
 from omegaconf import OmegaConf
+from typer.testing import CliRunner
 
+from lorsa.runner.app import app
 from lorsa.runner.compose import CONFIG_DIR
 from lorsa.runner.launch.composer import SweepComposer
 from lorsa.runner.launch.sweep import Sweep, SweepRun
 from lorsa.runner.rundir import JOB_ID, LAUNCHER
 from lorsa.runner.schema import JobConfig, register_resolvers
+from lorsa.runner.terminal import console
 
 
 @pytest.fixture(scope="session")
@@ -127,6 +130,47 @@ def make_sweep(tmp_path: Path) -> Callable[..., Sweep]:
         return sweep
 
     return make
+
+
+@pytest.fixture
+def sweep(slurm: FakeSlurm, make_sweep: Callable[..., Sweep], make_run: Callable[..., Path]) -> Sweep:
+    """A sweep with a run in each of the usual states; the jobs 7_0 and 7_1 are in the queue."""
+    names = ["aaaa1111", "aaaa2222", "bbbb", "cccc", "dddd"]
+    made = make_sweep(*names)
+    slurm.queue("7_0|RUNNING|None", "7_1|PENDING|Priority")
+    slurm.accounting("7_2|TIMEOUT")
+    states = ["running", "queued", "running", "failed", "done"]
+    methods = ["lora", "lora", "lora", "lorsa", "lorsa"]
+    for i, (name, state, method) in enumerate(zip(names, states, methods, strict=True)):
+        job = {"job_id": f"7_{i}", "launcher": "slurm", "sweep": str(made.path)}
+        about = {"model": "tiny", "method": method, "task": "cola", "seed": i, "step": 3, "max_steps": 9}
+        error = {"error": "ValueError: no", "traceback": "Traceback\n" + "  more\n" * 30 + "ValueError: no"}
+        make_run(name, state, job, **about, **(error if state == "failed" else {}))
+    lines = [{"job_id": f"7_{i}", "runs": [name]} for i, name in enumerate(names)]
+    (made.path / "jobs.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return made
+
+
+@pytest.fixture
+def lorsa(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
+    """Run a command; returns what it printed. What it refuses is raised."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(console, "_width", 200)
+
+    def run(*words: str) -> str:
+        done = CliRunner().invoke(app, list(words), catch_exceptions=True)
+        if done.exception is not None and not isinstance(done.exception, SystemExit):
+            raise done.exception
+        assert done.exit_code == 0, done.output
+        return done.stdout
+
+    return run
+
+
+@pytest.fixture
+def in_json(lorsa: Callable[..., str]) -> Callable[..., dict[str, str]]:
+    """Ask `lorsa status --json` with filters; returns the states of the runs."""
+    return lambda *words: {run["signature"]: run["state"] for run in json.loads(lorsa("status", "--json", *words))}
 
 
 @pytest.fixture
