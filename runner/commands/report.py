@@ -42,6 +42,14 @@ def report(
     by: Annotated[
         str | None, typer.Option(metavar="KEY", help="One table for each model, or other key that --where takes.")
     ] = None,
+    choose: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KEY",
+            help="Of several values of this setting, such as train.lr, keep the one that was best on the dev part, for "
+            "each method, task and model. May be repeated.",
+        ),
+    ] = None,
     with_wnli: Annotated[bool, typer.Option("--with-wnli", help="Count WNLI in the average.")] = False,
     form: Annotated[
         Format | None, typer.Option("--format", help="What to print the tables as; default: table.")
@@ -67,7 +75,12 @@ def report(
     from lorsa.runner.report.collect import collect
     from lorsa.runner.report.tables import report as make_report
 
-    document = make_report(collect(runs or [], runs_dir, where or []), baseline, by, with_wnli)
+    collection = collect(runs or [], runs_dir, where or [])
+    if choose:
+        from lorsa.runner.report.choose import choose as choose_values
+
+        collection = choose_values(collection, choose)
+    document = make_report(collection, baseline, by, with_wnli, choose or ())
     if html is not None:
         from lorsa.runner.report.html import page
 

@@ -12,12 +12,12 @@ from lorsa.runner.report.words import (
     DIFFERENCE_HEADS,
     MISSING,
     NOISE,
+    beside,
     cost_cells,
     difference_cells,
     legend_difference,
     names,
     points,
-    spread,
 )
 
 _SAID = {BEST: "best", NEAR: "within noise of the best"}
@@ -47,7 +47,7 @@ def _score(score: Score) -> Cell:
     sign = ""
     if score.mark:
         sign = f' <span aria-hidden="true">{_SIGNS[score.mark]}</span><span class="hidden">{_SAID[score.mark]}</span>'
-    rest = " ".join(part for part in (spread(score.summary), f"({score.summary.count})") if part)
+    rest = beside(score.summary)
     shown = f'{points(score.summary.mean)}{sign} <span class="spread">{escape(rest)}</span>'
     return Cell(shown, score.summary.mean, score.mark)
 

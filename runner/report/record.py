@@ -30,6 +30,7 @@ class Run:
             key that is not there is as one that is null.
         score: the primary metric on the validation set; None where it is undefined, as a correlation with constant
             predictions is.
+        dev: the same on the dev part of the training rows, which chose the checkpoint; None also where there is none.
         metric: what the primary metric is.
         train_seconds: None where the run was resumed, because its clock counts the last attempt alone.
         tokens_per_s: padding left out; None if the last attempt trained nothing.
@@ -37,6 +38,8 @@ class Run:
         adapter_bytes: of the adapter's folder.
         hardware: the accelerators, or else the processor.
         versions: of Python and the libraries.
+        commit: of lorsa's own code, None where it was not run from a repository.
+        dirty: whether that code had changes that are in no commit.
         has_components: whether it is a LoRSA run, which lorsa.runner.analysis can read.
     """
 
@@ -51,6 +54,7 @@ class Run:
     is_demo: bool
     settings: dict[str, Any]
     score: float | None
+    dev: float | None
     metric: str
     adapter_params: int
     head_params: int
@@ -61,6 +65,8 @@ class Run:
     adapter_bytes: int
     hardware: str
     versions: dict[str, str]
+    commit: str | None
+    dirty: bool
     has_components: bool
 
     @property
@@ -124,6 +130,7 @@ def _record(path: Path, stored: Mapping[str, Any], has_components: bool) -> Run:
         is_demo=bool(stored["is_demo"]),
         settings=flat(stored["config"]) | _content(stored) | _processes(hardware),
         score=_finite(metric["test"]),
+        dev=_finite(metric["dev"]),
         metric=str(metric["name"]),
         adapter_params=int(stored["adapter_params"]),
         head_params=int(stored["head_params"]),
@@ -134,6 +141,8 @@ def _record(path: Path, stored: Mapping[str, Any], has_components: bool) -> Run:
         adapter_bytes=int(memory["adapter_bytes"]),
         hardware=", ".join(map(str, hardware.get("gpus") or [])) or str(hardware.get("cpu", "?")),
         versions=dict(stored["versions"]),
+        commit=stored["git"]["commit"],
+        dirty=bool(stored["git"]["dirty"]),
         has_components=has_components,
     )
 

@@ -63,8 +63,12 @@ def _scores(table: SectionTable, title: str) -> list[str]:
         rows.append([_escaped(name), *map(_mean, scores)])
         if not same or counts != {1}:
             rows.append(["", *(_spread(score, not same) for score in scores)])
-    seeds = "in brackets: seeds" if not same else "one seed" if counts == {1} else f"{counts.pop()} seeds"
-    caption = rf"{_escaped(title)}. Mean $\pm$ standard deviation, {seeds}. Bold: best; underlined: within noise of it."
+    if counts == {1}:
+        said = "One seed each, so that noise is not known and nothing is marked"
+    else:
+        seeds = f"{counts.pop()} seeds" if same else "in brackets: seeds"
+        said = rf"Mean $\pm$ standard deviation, {seeds}. Bold: best; underlined: within noise of it"
+    caption = f"{_escaped(title)}. {said}."
     return _float(caption, heads, rows)
 
 
@@ -79,7 +83,7 @@ def _spread(score: Score, with_count: bool) -> str:
     if score.summary is None:
         return ""
     deviation = "" if score.summary.std is None else rf"$\pm${score.summary.std:.1f}"
-    return rf"\scriptsize {deviation}{f' ({score.summary.count})' if with_count else ''}"
+    return rf"\scriptsize {deviation}{f' ({score.summary.count})' if with_count and score.summary.count else ''}"
 
 
 def _costs(table: SectionTable, title: str) -> list[str]:

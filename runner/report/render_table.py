@@ -15,13 +15,13 @@ from lorsa.runner.report.words import (
     DIFFERENCE_HEADS,
     MISSING,
     NOISE,
+    beside,
     cost_cells,
     difference_cells,
     heading,
     legend_difference,
     names,
     points,
-    spread,
 )
 from lorsa.runner.terminal import console
 
@@ -84,7 +84,7 @@ def _cell(score: Score) -> Text:
     if score.summary is None:
         return Text("undefined" if score.undefined else MISSING, style="red")
     mean = f"{points(score.summary.mean)}{_SIGNS.get(score.mark, ' ')}"
-    rest = " ".join(part for part in (spread(score.summary), f"({score.summary.count})") if part)
+    rest = beside(score.summary)
     return Text(mean, style=_STYLES.get(score.mark, "")).append(f"\n{rest}", style="dim not bold")
 
 

@@ -25,6 +25,7 @@ class Score:
         summary: of the scores; None where the cell is missing.
         undefined: runs whose score is undefined, which the summary lacks.
         mark: `BEST` of its column and model, `NEAR` where it does not differ from that by more than noise, or "".
+            Nothing is marked where the best has one score: it may be the best by luck alone.
     """
 
     scores: dict[int, float]
@@ -120,7 +121,11 @@ class Report:
 
 
 def report(
-    collection: Collection, baseline: str | None = None, by: str | None = None, with_wnli: bool = False
+    collection: Collection,
+    baseline: str | None = None,
+    by: str | None = None,
+    with_wnli: bool = False,
+    chosen: Sequence[str] = (),
 ) -> Report:
     """Return the tables.
 
@@ -129,6 +134,7 @@ def report(
         baseline: a method's name or a row's label, which the others are compared with.
         by: also one table per value of this.
         with_wnli: WNLI counts in the average.
+        chosen: settings whose values `choose` has chosen.
 
     Raises:
         UserError: the baseline is not there or not one row, or `by` means nothing.
@@ -138,7 +144,7 @@ def report(
     parts = sections(collection.runs, by)
     if baseline is not None:
         _check_baseline(baseline, parts)
-    tables = [_section_table(part, baseline, with_wnli) for part in parts]
+    tables = [_section_table(part, baseline, with_wnli, chosen) for part in parts]
     return Report(tables, baseline, collection.reasons(), collection)
 
 
@@ -160,7 +166,7 @@ def _is(row: Row, name: str) -> bool:
     return name in (row.label, row.method)
 
 
-def _section_table(section: Section, baseline: str | None, with_wnli: bool) -> SectionTable:
+def _section_table(section: Section, baseline: str | None, with_wnli: bool, chosen: Sequence[str]) -> SectionTable:
     counted = (*GLUE, "wnli") if with_wnli else GLUE
     tasks = [task for task in section.tasks if task in counted]
     whole = not section.is_demo and len(tasks) == len(counted)
@@ -188,7 +194,7 @@ def _section_table(section: Section, baseline: str | None, with_wnli: bool) -> S
         )
         for row in section.rows
     ]  # fmt: skip
-    return SectionTable(section, tasks, name, lines, section_notes(section, baseline, bases.keys()))
+    return SectionTable(section, tasks, name, lines, section_notes(section, baseline, bases.keys(), chosen))
 
 
 def _baselines(section: Section, baseline: str | None) -> dict[str, Row]:
@@ -225,11 +231,12 @@ def _average(scores: Sequence[Score]) -> Score:
 
 def _marked(column: Sequence[Score]) -> list[Score]:
     """Return the scores of a column with the best, and those within noise of it, marked."""
-    means = [score.summary.mean for score in column if score.summary is not None]
-    if len(means) < 2:
+    found = [score for score in column if score.summary is not None]
+    if len(found) < 2:
         return list(column)
-    top = max(means)
-    best = next(score for score in column if score.summary is not None and score.summary.mean == top)
+    best = max(found, key=lambda score: score.summary.mean if score.summary is not None else 0)
+    if len(best.scores) < 2:
+        return list(column)
     return [replace(score, mark=_mark(score, best)) for score in column]
 
 

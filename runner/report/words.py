@@ -19,9 +19,9 @@ def legend_difference(baseline: str) -> str:
     """Return how the differences to the baseline were computed."""
     return (
         f"Differences to {baseline} in points, paired by seed and task: the mean over tasks of the mean over seeds. "
-        "Interval: percentile bootstrap of the seeds of each task, too narrow where there are only a few. p: t-test of "
-        "the same mean; Holm's correction is over the methods of this table. Both need two pairs in every "
-        "task, and pairs that do not all differ alike."
+        "Interval and p: t-test of that mean, over seeds alone: with other rows to score or another choice of rates it "
+        "would vary more. Holm's correction is over the methods of this table; the intervals are not corrected. Both "
+        "need two pairs in every task, and pairs that do not all differ alike."
     )
 
 
@@ -42,7 +42,12 @@ def spread(summary: Summary) -> str:
 
 def whole(summary: Summary) -> str:
     """Return mean, deviation and number of seeds."""
-    return " ".join(part for part in (points(summary.mean), spread(summary), f"({summary.count})") if part)
+    return " ".join(part for part in (points(summary.mean), beside(summary)) if part)
+
+
+def beside(summary: Summary) -> str:
+    """Return deviation and number of seeds; an average over tasks may have no seed that is in all of them."""
+    return " ".join(part for part in (spread(summary), f"({summary.count})" if summary.count else "") if part)
 
 
 def parameters(bounds: tuple[int, int]) -> str:

@@ -21,7 +21,8 @@ from lorsa.runner.report.render import FORMS
 def runs(tmp_path: Path) -> Path:
     """Three methods, two tasks, three seeds; one method lacks a task; a name with signs that mean something."""
     folder = grid(tmp_path / "runs", {"lora": 0.6, "lorsa": 0.65}, ("cola", "rte"))
-    add(folder, "my_method|<b>&$%#{}^~\\", "cola", 0, 0.7)
+    for seed in range(2):
+        add(folder, "my_method|<b>&$%#{}^~\\", "cola", seed, 0.695 + 0.01 * seed)
     return folder
 
 
@@ -107,6 +108,6 @@ def test_latex_marks_the_best_and_escapes_names(runs):
     text = lorsa_report(runs, "--format", "latex")
     assert r"my\_method\textbar{}\textless{}b\textgreater{}\&\$\%\#\{\}\textasciicircum{}" in text
     assert r"\textbf{70.0} & --" in text
-    assert r"\scriptsize  (1) & " in text
+    assert r"\scriptsize $\pm$0.7 (2) & " in text
     assert r"\scriptsize $\pm$1.0 (3)" in text
     assert text.count(r"\toprule") == text.count(r"\bottomrule") == 2
