@@ -15,6 +15,7 @@ import json
 import logging
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -115,6 +116,8 @@ def build(cuda: bool | None = None, force: bool = False, source: Path = CSRC) ->
         return Report(path, cpu_capability(), architectures, why_no_cuda, seconds, reused, warnings)
 
     if not force and (path := find_key(key)):
+        with contextlib.suppress(OSError):  # a packaged one may not be ours
+            os.utime(path)  # of several with CUDA kernels the newest is taken: this one was asked for
         return report(path, reused=True)
     environment = _environment(toolkit, architectures)
     folder = cache_folder()
@@ -176,7 +179,13 @@ def _cuda_toolkit() -> tuple[Toolkit | None, str]:
 def _architectures() -> tuple[str, ...]:
     """Return the GPU architectures to compile for: TORCH_CUDA_ARCH_LIST, else our own and the present GPUs'."""
     if listed := os.environ.get("TORCH_CUDA_ARCH_LIST"):
-        return tuple(sorted(set(re.split(r"[;, ]+", listed.strip("; ")))))
+        names = set(re.split(r"[;, ]+", listed.strip("; ")))
+        if others := sorted(name for name in names if not re.fullmatch(r"\d+\.\d+[af]?(\+PTX)?", name)):
+            raise KernelError(
+                f"TORCH_CUDA_ARCH_LIST has {', '.join(others)}; here it takes compute capabilities by number, such as "
+                "8.0;9.0+PTX."
+            )
+        return tuple(sorted(names))
     present = {torch.cuda.get_device_capability(index) for index in range(torch.cuda.device_count())}
     # A GPU that torch itself has no code of its own for runs that for a smaller one, as torch does.
     added = {f"{major}.{minor}" for major, minor in present if f"sm_{major}{minor}" in torch.cuda.get_arch_list()}
@@ -192,7 +201,7 @@ def _environment(toolkit: Toolkit | None, architectures: tuple[str, ...]) -> dic
     path = os.pathsep.join([sysconfig.get_path("scripts"), os.environ.get("PATH", "")])
     environment = {**os.environ, "PATH": path, "LC_ALL": "C"}
     compiler = os.environ.get("CXX", "c++")
-    if shutil.which(compiler, path=path) is None:
+    if shutil.which(shlex.split(compiler)[0], path=path) is None:
         raise KernelError(f"There is no C++ compiler ({compiler}): install g++, or name one in CXX.")
     if shutil.which("ninja", path=path) is None:
         raise KernelError("There is no ninja, which runs the compiler: pip install ninja")

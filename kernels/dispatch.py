@@ -46,7 +46,8 @@ def _is_compiled(device: str, rank: int = 0) -> bool:
     if device not in _compiled:
         setting = os.environ.get("LORSA_KERNELS", "")
         if not _library:
-            path = choose(setting)
+            # One library serves a process; where the CPU's operators come first, no GPU is asked yet.
+            path = choose(setting, capability=torch.cuda.get_device_capability() if device == "cuda" else None)
             if path is not None:
                 load(path)
                 operators.register_fakes()

@@ -96,21 +96,30 @@ def source_key(sources: Mapping[str, bytes], cuda: bool) -> str:
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:20]
 
 
-def find(source: Path = CSRC) -> Path | None:
+def find(source: Path = CSRC, capability: tuple[int, int] | None = None) -> Path | None:
     """Return the library for exactly this source, torch and processor, or None; one with CUDA if torch has CUDA.
 
-    No GPU is looked at, since that would initialise it: see `covers`.
+    Args:
+        source: the folder of the sources.
+        capability: of the GPU that it is for, where that is known: to look would initialise the GPU.
     """
-    return (find_cuda(source) if torch.version.cuda else None) or find_key(
+    return (find_cuda(source, capability) if torch.version.cuda else None) or find_key(
         source_key(read_sources(source, False), False)
     )
 
 
-def find_cuda(source: Path = CSRC) -> Path | None:
-    """Return the library with CUDA kernels for this source, torch and processor: of several the newest, or None."""
+def find_cuda(source: Path = CSRC, capability: tuple[int, int] | None = None) -> Path | None:
+    """Return the library with CUDA kernels for this source, torch and processor, or None.
+
+    Of several it is the newest that has code for a GPU of that compute capability, else the newest.
+    """
     key = source_key(read_sources(source, cuda=True), cuda=True)
     found = [path for folder in (PACKAGED, cache_folder()) for path in folder.glob(f"{key}-cu*/{LIBRARY}")]
-    return max(found, key=lambda path: path.stat().st_mtime, default=None)
+
+    def rank(path: Path) -> tuple[bool, float]:
+        return capability is not None and covers(path, capability), path.stat().st_mtime
+
+    return max(found, key=rank, default=None)
 
 
 def find_key(key: str) -> Path | None:
@@ -150,13 +159,14 @@ def load(path: Path) -> None:
     _loaded.append(path)
 
 
-def choose(setting: str, source: Path = CSRC) -> Path | None:
+def choose(setting: str, source: Path = CSRC, capability: tuple[int, int] | None = None) -> Path | None:
     """Return the library to load, or None for the reference.
 
     Args:
         setting: of the environment variable LORSA_KERNELS. auto (or nothing): what is built, else the reference;
             reference; built: an error if it is not; jit: built now if it is not.
         source: the folder of the sources.
+        capability: of the GPU that it is for, where that is known.
 
     Raises:
         KernelError: the setting is none of these, or asks for what cannot be had.
@@ -168,12 +178,12 @@ def choose(setting: str, source: Path = CSRC) -> Path | None:
         return None
     if setting == "jit":
         # One with CUDA kernels is taken as it is: a machine without nvcc would build one without them.
-        if torch.version.cuda and (path := find_cuda(source)):
+        if torch.version.cuda and (path := find_cuda(source, capability)):
             return path
         from lorsa.kernels.build import build
 
         return build(source=source).path
-    path = find(source)
+    path = find(source, capability)
     if path is None and setting == "built":
         raise KernelError(
             f"LORSA_KERNELS=built, but the kernels are not built for this source, torch {torch.__version__} and "

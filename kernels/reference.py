@@ -218,14 +218,14 @@ def spectral_linear(
         right: (n, l), trained columns beside V.
 
     Returns:
-        (..., m), dtype of `x`.
+        (..., m), dtype of `base`, or else of `x`: under autocast the two differ.
     """
     if left is not None and right is not None:
         U, V = torch.cat([U, left.to(U.dtype)], dim=1), torch.cat([V, right.to(V.dtype)], dim=1)
     z = (x @ V).to(core.dtype)
     z = z * core if core.ndim == 1 else z @ core.mT
     change = z.to(x.dtype) @ U.mT
-    return change if base is None else base + change
+    return change if base is None else base + change.to(base.dtype)
 
 
 @_as_given

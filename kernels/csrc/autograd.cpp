@@ -30,6 +30,20 @@ void refuse_second_derivative() {
       "lorsa's operators cannot be differentiated twice (create_graph=True); LORSA_KERNELS=reference can.");
 }
 
+// What a rotation kept is its result, where it can: that of the layer, which a model may overwrite.
+variable_list saved_by_rotation(AutogradContext* context) {
+  try {
+    return context->get_saved_variables();
+  } catch (const std::exception& error) {
+    const std::string reason = error.what();
+    TORCH_CHECK(
+        reason.find("inplace operation") == std::string::npos, reason.substr(0, reason.find('\n')),
+        " This model overwrites the result of an adapted layer, which the compiled kernels keep for the backward pass; "
+        "run it with LORSA_KERNELS=reference, or leave that layer out of target_modules.");
+    throw;
+  }
+}
+
 struct RotationCore : Function<RotationCore> {
   static Tensor forward(AutogradContext* context, const Tensor& P, const Tensor& Q, IntArrayRef sizes) {
     at::AutoDispatchBelowADInplaceOrView guard;
@@ -98,7 +112,7 @@ struct ThinRotation : Function<ThinRotation> {
 
   static variable_list backward(AutogradContext* context, variable_list grads) {
     refuse_second_derivative();
-    const variable_list saved = context->get_saved_variables();
+    const variable_list saved = saved_by_rotation(context);
     static const auto run = op<std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>(
         const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&, const OptionalTensor&, bool, bool)>(
         "lorsa::thin_rotation_backward");

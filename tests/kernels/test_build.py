@@ -136,6 +136,9 @@ def test_a_library_is_built_once_and_again_when_forced_or_changed(csrc, compiler
 
     again = build(source=csrc)
     assert again.reused and again.path == first.path
+    os.utime(first.path, (1, 1))
+    build(source=csrc)
+    assert first.path.stat().st_mtime > 1, "of several with CUDA kernels the one that was asked for last is taken"
     assert notes.read_text().splitlines() == ["compiled"]
 
     file = first.path.stat().st_ino
@@ -229,6 +232,15 @@ def test_a_library_that_does_not_load_is_not_kept(csrc):
     assert find(csrc) is None
 
 
+@needs_compiler
+def test_a_compiler_may_have_arguments(csrc, monkeypatch):
+    monkeypatch.setenv("CXX", "c++ -O1")
+    assert builder._environment(None, ())["CXX"] == "c++ -O1"
+    monkeypatch.setenv("CXX", "no-such-compiler -O1")
+    with pytest.raises(KernelError, match=r"There is no C\+\+ compiler \(no-such-compiler -O1\)"):
+        builder._environment(None, ())
+
+
 @pytest.mark.parametrize(
     ("missing", "sentence"),
     [
@@ -305,6 +317,9 @@ def test_architectures_are_those_listed_else_ours_and_the_gpus_own(monkeypatch):
     assert builder._architectures() == ("8.0", "9.0+PTX", "10.0")
     monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "9.0 8.6+PTX;9.0")
     assert builder._architectures() == ("8.6+PTX", "9.0")
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "Ampere;9.0")
+    with pytest.raises(KernelError, match=r"TORCH_CUDA_ARCH_LIST has Ampere; here it takes compute capabilities by"):
+        builder._architectures()
 
 
 @pytest.mark.parametrize(
@@ -338,13 +353,17 @@ def test_a_library_with_cuda_is_nothing_to_a_torch_without(csrc):
 def test_a_library_with_cuda_is_found_without_nvcc(csrc, monkeypatch):
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     monkeypatch.setattr(shutil, "which", lambda *_, **__: None)
-    names = [key(csrc), f"{key(csrc, cuda=True)}-cu13.0-8.0", f"{key(csrc, cuda=True)}-cu13.0-8.0-9.0+PTX"]
+    names = [key(csrc), f"{key(csrc, cuda=True)}-cu13.0-8.0-9.0+PTX", f"{key(csrc, cuda=True)}-cu13.0-8.0"]
     for age, name in enumerate(names):
         (library.cache_folder() / name).mkdir(parents=True)
         (library.cache_folder() / name / library.LIBRARY).touch()
         os.utime(library.cache_folder() / name / library.LIBRARY, (age, age))
     assert find(csrc).parent.name == names[-1]
     assert choose("jit", csrc).parent.name == names[-1]
+    # The newest has nothing for an H100, and for an older GPU than both there is nothing.
+    for setting in ("auto", "built", "jit"):
+        found = {at: choose(setting, csrc, at).parent.name for at in ((8, 0), (9, 0), (7, 5))}
+        assert found == {(8, 0): names[-1], (9, 0): names[1], (7, 5): names[-1]}
 
 
 # Choosing and loading

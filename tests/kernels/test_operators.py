@@ -126,10 +126,11 @@ def test_spectral_linear(base: bool, form: str, dtype: torch.dtype):
     )
 
 
-def test_spectral_linear_adds_to_a_base_of_another_dtype():
+@pytest.mark.parametrize("module", [kernels, reference])
+def test_spectral_linear_adds_to_a_base_of_another_dtype(module):
     x, U, core, V = normal(3, 5, seed=0), normal(4, 2, seed=1), normal(2, seed=2), normal(5, 2, seed=3)
     base = normal(3, 4, seed=4, dtype=torch.bfloat16)
-    out = kernels.spectral_linear(base, x.float(), U.float(), core.float(), V.float())
+    out = module.spectral_linear(base, x.float(), U.float(), core.float(), V.float())
     assert out.dtype == torch.bfloat16
     assert_close(out, base.double() + reference.spectral_linear(None, x, U, core, V), torch.bfloat16)
 
@@ -339,7 +340,8 @@ def test_torch_compile_traces_without_a_break():
             assert torch.allclose(mine, theirs, rtol=1e-4, atol=1e-5)
 
 
-def test_threads_change_no_bit():
+def test_threads_change_no_bit_of_a_result():
+    """Of a gradient of P, Q or K they do: each thread has sums of its own."""
     P, Q = (normal(65, 2, seed=i, dtype=torch.float32) for i in range(2))
     x, K = normal(50, 65, seed=2, dtype=torch.float32), reference.cayley_core(P, Q)
     threads = torch.get_num_threads()

@@ -215,7 +215,7 @@ Sums<T> turn_backward(
   const Data *g = grad.const_data_ptr<Data>(), *k = kept.const_data_ptr<Data>();
   Data* out = dx.mutable_data_ptr<Data>();
   const int64_t blocks = (tokens + kRows - 1) / kRows;
-  // One set of sums a chunk, not a thread: the same bits come out whichever thread takes which chunk.
+  // One set of sums a chunk: for one number of threads the same bits come out whichever thread takes which chunk.
   const int64_t chunks = std::max<int64_t>(1, std::min<int64_t>(blocks, at::get_num_threads()));
   std::vector<Sums<T>> sums(chunks, Sums<T>(n, width));
   at::parallel_for(0, chunks, 1, [&](int64_t first_chunk, int64_t last_chunk) {
