@@ -60,9 +60,11 @@ def is_quantized(layer: nn.Module) -> bool:
     """Whether the weight of a linear layer is stored in other than plain floating-point numbers.
 
     bitsandbytes' layers are subclasses of `nn.Linear`; their weights give them away, by an integer or 8-bit dtype or by
-    the shape they are packed in.
+    the shape they are packed in. torchao's are tensors of a class of their own, which look like plain ones.
     """
     weight = getattr(layer, "weight", None)
     if not isinstance(layer, nn.Linear) or not isinstance(weight, Tensor) or weight.dtype not in FLOATS:
         return True
-    return shape(weight) != (layer.out_features, layer.in_features) or hasattr(weight, "quant_state")
+    if type(weight.data) is not Tensor or hasattr(weight, "quant_state"):
+        return True
+    return shape(weight) != (layer.out_features, layer.in_features)

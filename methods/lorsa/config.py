@@ -49,6 +49,7 @@ class LorsaConfig(PeftConfig):
             `select_components`; `"principal"`, `"minor"` and `"random"` need nothing.
         allocation: `"layer"` gives each module k components, `"global"` the model k times the number of modules.
         components: what was selected, {module name: indices}; filled in by the selection, or given to choose by hand.
+            From then on the config belongs to the model: for another one make another.
         seed: of the random selection and of Q's initial directions.
         modules_to_save: modules trained and saved whole, besides the adapter (the classification head).
         layers_to_transform: indices of the layers to adapt, all by default; as in LoRA.

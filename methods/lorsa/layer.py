@@ -168,11 +168,13 @@ class LorsaLinear(nn.Module, BaseTunerLayer):
         P_out, Q_out, P_in, Q_in = self._rotations(adapter)
         K_out, K_in = self.cores(adapter)
         U, V, s, d = (getattr(self, f"lorsa_{part}")[adapter] for part in ("U", "V", "s", "d"))
+        dtype = K_out.dtype  # float32 at least, also where somebody has cast a whole model to less
         with torch.autocast(x.device.type, enabled=False):
-            F_out = K_out @ (torch.cat([Q_out, P_out], dim=1).to(U.dtype).mT @ U).to(s.dtype)
-            F_in = K_in @ (torch.cat([Q_in, P_in], dim=1).to(V.dtype).mT @ V).to(s.dtype)
-            scaled = F_out * (s + d)
-            near = torch.cat([torch.diag(d), (F_in * (s + d)).mT], dim=1)
+            F_out = K_out @ (torch.cat([Q_out, P_out], dim=1).to(U.dtype).mT @ U).to(dtype)
+            F_in = K_in @ (torch.cat([Q_in, P_in], dim=1).to(V.dtype).mT @ V).to(dtype)
+            value, change = (s + d).to(dtype), d.to(dtype)
+            scaled = F_out * value
+            near = torch.cat([torch.diag(change), (F_in * value).mT], dim=1)
             core = torch.cat([near, torch.cat([scaled, scaled @ F_in.mT], dim=1)])
             left, right = torch.cat([P_out, -Q_out], dim=1), torch.cat([P_in, -Q_in], dim=1)
         return spectral_linear(result, x.to(V.dtype), U, core, V, left, right)
@@ -212,10 +214,10 @@ class LorsaLinear(nn.Module, BaseTunerLayer):
 
     @torch.no_grad()
     def get_delta_weight(self, adapter: str) -> Tensor:
-        """Return W' - W of one adapter, (m, n), in the dtype of its trained parameters."""
-        P_out, Q_out, P_in, Q_in = self._rotations(adapter)
-        s, d = self.lorsa_s[adapter], self.lorsa_d[adapter]
-        U, V = self.lorsa_U[adapter].to(s.dtype), self.lorsa_V[adapter].to(s.dtype)
+        """Return W' - W of one adapter, (m, n), float32, or float64 on a float64 base."""
+        dtype = torch.float64 if self.lorsa_s[adapter].dtype == torch.float64 else torch.float32
+        P_out, Q_out, P_in, Q_in = (part.to(dtype) for part in self._rotations(adapter))
+        U, s, V, d = (getattr(self, f"lorsa_{part}")[adapter].to(dtype) for part in ("U", "s", "V", "d"))
         if self.form[adapter] == "subspace":
             return U @ subspace_difference(P_out, Q_out, P_in, Q_in, s, d) @ V.mT
         K_out, K_in = self.own_cores(adapter)
@@ -257,9 +259,19 @@ class LorsaLinear(nn.Module, BaseTunerLayer):
         """Put the base weight back, to the bit."""
         if self._pristine_weight is not None:
             weight = self._base_weight()
-            weight.data = self._pristine_weight.to(weight.device)
+            weight.data = self._pristine_weight.to(weight.device, weight.dtype)
         self._pristine_weight = None
         self.merged_adapters.clear()
+
+    def _move_adapter_to_device_of_base_layer(self, adapter_name: str, device: torch.device | None = None) -> None:
+        """Do as PEFT does, but for dtypes: on a base in half precision, too, what trains stays float32."""
+        weight = self._base_weight()
+        wide = torch.float64 if weight.dtype == torch.float64 else torch.float32
+        for part in (*self.adapter_layer_names, *self.other_param_names):
+            tensors = getattr(self, part)
+            if adapter_name in tensors and not tensors[adapter_name].is_meta:
+                dtype = weight.dtype if part in ("lorsa_U", "lorsa_V") else wide
+                tensors[adapter_name] = tensors[adapter_name].to(device or weight.device, dtype)
 
     def _original_weight(self) -> Tensor:
         weight = self._base_weight()

@@ -102,7 +102,7 @@ class LorsaModel(BaseTuner):
             MethodError: another module has the same weight, and would change with it.
         """
         owners = defaultdict(list)
-        for name, module in self.model.named_modules():
+        for name, module in self.model.named_modules(remove_duplicate=False):  # one module may have two names
             for parameter in module.parameters(recurse=False):
                 owners[parameter].append(name.removesuffix(".base_layer"))
         for module in self.model.modules():

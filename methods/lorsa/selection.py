@@ -21,7 +21,9 @@ import zlib
 from collections.abc import Iterable, Mapping, Sequence
 
 import torch
+from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 from torch import Tensor, nn
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from lorsa.methods.errors import MethodError
 from lorsa.methods.frozen import frozen_evaluation
@@ -38,7 +40,8 @@ def target_layers(model: nn.Module, config: LorsaConfig) -> dict[str, nn.Linear]
     """Return the linear modules that `config` targets, by name.
 
     Raises:
-        MethodError: a target is not `nn.Linear`, is quantised, or nothing matches.
+        MethodError: a target is not `nn.Linear`, is quantised or offloaded, is not called by the module that it is in,
+            or nothing matches.
     """
     layers: dict[str, nn.Linear] = {}
     for name, layer in target_modules(model, config).items():
@@ -46,8 +49,18 @@ def target_layers(model: nn.Module, config: LorsaConfig) -> dict[str, nn.Linear]
             raise MethodError(f"LoRSA: the target module {name} is a {type(layer).__name__}, not a linear layer.")
         if is_quantized(layer):
             raise MethodError(
-                f"LoRSA: the weight of {name} is quantised ({type(layer).__name__}, {layer.weight.dtype}); its "
-                "singular vectors come from the weights themselves, so load the model without quantisation."
+                f"LoRSA: the weight of {name} is quantised ({type(layer).__name__}, {layer.weight.dtype} in a "
+                f"{type(layer.weight.data).__name__}); its singular vectors come from the weights themselves, so load "
+                "the model without quantisation."
+            )
+        if isinstance(layer, NonDynamicallyQuantizableLinear):
+            raise MethodError(
+                f"LoRSA: {name} is the output projection of an nn.MultiheadAttention, which reads its weight and never "
+                "calls it: an adapter there would do nothing. Leave it out of target_modules."
+            )
+        if layer.weight.is_meta and getattr(getattr(layer, "_hf_hook", None), "offload", False):
+            raise MethodError(
+                f"LoRSA: the weight of {name} is offloaded; its singular vectors come from it, so load the model whole."
             )
         layers[name] = layer
     return layers
@@ -87,6 +100,8 @@ def select_components(
     Raises:
         MethodError: nothing matches, k is larger than a module has components, or batches are missing.
     """
+    if config.target_modules is None:
+        config.target_modules = _default_targets(model)
     resolve_budget(model, config)
     layers = target_layers(model, config)
     for name, layer in layers.items():
@@ -110,6 +125,18 @@ def select_components(
         components = _top(_data_free_scores(layers, config), config)
     config.components = components
     return components
+
+
+def _default_targets(model: nn.Module) -> set[str]:
+    """Return what `get_peft_model` takes where no modules are named: those of PEFT's LoRA."""
+    kind = str(getattr(getattr(model, "config", None), "model_type", ""))
+    found = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING.get(kind)
+    if found is None:
+        raise MethodError(
+            f"LoRSA: target_modules is not given, and PEFT has no default for {kind or 'such a model'}; name the "
+            "modules to adapt, or 'all-linear'."
+        )
+    return set(found)
 
 
 def _by_gradients(

@@ -151,8 +151,8 @@ def _projected(
 ) -> Iterator[None]:
     """Call `add(name, U^T dL/dy, V^T x)`, both (..., K), for every call of every layer that the loss depends on."""
 
-    def watch(name: str) -> Callable[[nn.Module, tuple[Any, ...], Tensor], None]:
-        def forward_hook(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
+    def watch(name: str) -> Callable[[nn.Module, tuple[Any, ...], Tensor], Tensor]:
+        def forward_hook(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
             x = inputs[0].detach()
 
             def backward_hook(gradient: Tensor) -> None:
@@ -162,8 +162,11 @@ def _projected(
                     left = gradient.to(factors.U.dtype) @ factors.U
                     add(name, left, x.to(factors.V.dtype) @ factors.V)
 
-            # Below the first adapted module nothing requires a gradient yet, not even its own output.
-            (output if output.requires_grad else output.requires_grad_()).register_hook(backward_hook)
+            # Below the first adapted module nothing requires a gradient yet, not even its own output. A copy, since
+            # what requires a gradient by itself must not be overwritten, and a model may do that with a result.
+            seen = output if output.requires_grad else output.requires_grad_().clone()
+            seen.register_hook(backward_hook)
+            return seen
 
         return forward_hook
 

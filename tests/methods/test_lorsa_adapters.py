@@ -151,6 +151,28 @@ def test_loading_with_low_memory_or_under_another_name_gives_the_same_bits(
 
 
 @every_form
+@pytest.mark.parametrize(
+    ("saved", "base"),
+    [(torch.bfloat16, torch.bfloat16), (torch.float32, torch.bfloat16), (torch.bfloat16, torch.float32)],
+)
+def test_loading_with_low_memory_keeps_the_dtypes(form: str, saved: torch.dtype, base: torch.dtype, tmp_path: Path):
+    # Without a task, hence without the head, which PEFT casts as it likes.
+    model = get_peft_model(build("llama", saved), LorsaConfig(target_modules=["q_proj", "down_proj"], **FORMS[form]))
+    perturb(model)
+    model.save_pretrained(tmp_path)
+    plain, low = (
+        PeftModel.from_pretrained(build("llama", base), tmp_path, low_cpu_mem_usage=low, is_trainable=True).eval()
+        for low in (False, True)
+    )
+    assert torch.equal(logits(low), logits(plain))
+    for (name, one), (_, other) in zip(plain.state_dict().items(), low.state_dict().items(), strict=True):
+        assert one.dtype == other.dtype and torch.equal(one, other), name
+    for name, parameter in low.named_parameters():
+        if "lorsa_" in name:  # in bfloat16 most steps of a small rate would change nothing
+            assert parameter.dtype == torch.float32 and parameter.is_leaf and parameter.requires_grad
+
+
+@every_form
 def test_a_loaded_adapter_trains_on_and_saves_again(form: str, tmp_path: Path):
     model = adapt(build("bert"), "bert", form)
     perturb(model)

@@ -263,6 +263,48 @@ def test_weights_that_are_not_finite_are_refused_by_the_modules_name(form: str, 
         adapt(base, "bert", form)
 
 
+@every_form
+def test_a_model_that_is_cast_as_a_whole_still_runs_and_merges(form: str):
+    model = adapt(build("llama"), "llama", form)
+    perturb(model, 0.1)
+    expected = logits(model)
+    model.to(torch.bfloat16)
+    assert logits(model).dtype == torch.bfloat16
+    torch.testing.assert_close(logits(model).float(), expected, rtol=0.1, atol=0.1)
+    model.merge_adapter()
+    torch.testing.assert_close(logits(model).float(), expected, rtol=0.1, atol=0.1)
+
+
+@every_form
+def test_a_model_may_be_cast_while_it_is_merged(form: str):
+    model = adapt(build("llama"), "llama", form)
+    perturb(model, 0.1)
+    model.merge_adapter()
+    model.to(torch.bfloat16)
+    model.unmerge_adapter()
+    with model.disable_adapter():
+        assert torch.equal(logits(model), logits(build("llama", torch.bfloat16)))
+    assert logits(model).dtype == torch.bfloat16
+
+
+class Twice(nn.Module):
+    """One layer under two names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(6, 6)
+        self.second = self.first
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.second(torch.tanh(self.first(x)))
+
+
+def test_a_layer_that_has_two_names_is_not_merged():
+    model = get_peft_model(Twice(), LorsaConfig(target_modules=["first"], k=3))
+    with pytest.raises(MethodError, match=r"^LoRSA: first and second share one weight"):
+        model.merge_adapter()
+
+
 def language_model(tied: bool) -> nn.Module:
     config = {**ARCHITECTURES["llama"].config.to_dict(), "tie_word_embeddings": tied}
     torch.manual_seed(0)

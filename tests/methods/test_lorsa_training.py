@@ -100,8 +100,9 @@ def test_a_layers_gradients_agree_with_finite_differences(form: str, bias: bool)
 
 
 @every_form
-def test_gradient_checkpointing_gives_the_same_gradients(form: str):
-    plain = adapt(build("bert"), "bert", form).train()
+@every_architecture
+def test_gradient_checkpointing_gives_the_same_gradients(architecture: str, form: str):
+    plain = adapt(build(architecture), architecture, form).train()
     perturb(plain)
     saving = copy.deepcopy(plain)
     saving.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})

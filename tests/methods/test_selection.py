@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import pytest
@@ -11,7 +11,10 @@ import torch
 from peft import get_peft_model
 from tiny_models import ARCHITECTURES, adapt, batch, build, layers, logits
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
+from transformers import AutoModelForSequenceClassification, FalconConfig
 
+from lorsa.kernels import dispatch, implementation
 from lorsa.methods import LorsaConfig, MethodError, apply, select_components
 from lorsa.methods.frozen import frozen_evaluation
 from lorsa.methods.head import fitted_head
@@ -163,9 +166,87 @@ def test_targets_that_are_quantised_are_refused_by_name():
     layer = model.bert.encoder.layer[0].attention.self.query
     layer.weight = nn.Parameter(torch.zeros(12, 12, dtype=torch.int8), requires_grad=False)
     config = LorsaConfig(target_modules=["query"], k=2)
-    message = r"weight of bert\.encoder\.layer\.0\.attention\.self\.query is quantised \(Linear, torch\.int8\)"
+    message = (
+        r"weight of bert\.encoder\.layer\.0\.attention\.self\.query is quantised \(Linear, torch\.int8 in a Tensor\)"
+    )
     with pytest.raises(MethodError, match=message):
         get_peft_model(model, config)
+
+
+class Int8(Tensor):
+    """A weight as torchao has them: a tensor of its own class that says it were float32."""
+
+    @staticmethod
+    def __new__(cls, codes: Tensor, scale: Tensor) -> Int8:
+        return Tensor._make_wrapper_subclass(cls, codes.shape, dtype=torch.float32)
+
+    def __init__(self, codes: Tensor, scale: Tensor) -> None:
+        self.codes, self.scale = codes, scale
+
+    def __repr__(self, **_: object) -> str:
+        return "Int8"
+
+    @classmethod
+    def __torch_dispatch__(cls, function, types, arguments=(), options=None):
+        if function is torch.ops.aten.detach.default:
+            return cls(arguments[0].codes, arguments[0].scale)
+        plain = tree_map(lambda each: each.codes * each.scale if isinstance(each, cls) else each, arguments)
+        return function(*plain, **(options or {}))
+
+
+def test_weights_of_a_quantised_class_are_refused_by_name():
+    model = build("bert")
+    layer = model.bert.encoder.layer[0].attention.self.query
+    scale = layer.weight.detach().abs().amax(1, keepdim=True) / 127
+    codes = (layer.weight.detach() / scale).round().to(torch.int8)
+    layer.weight = nn.Parameter(Int8(codes, scale), requires_grad=False)
+    assert logits(model).isfinite().all()
+    with pytest.raises(MethodError, match=r"query is quantised \(Linear, torch\.float32 in a Int8\)"):
+        get_peft_model(model, LorsaConfig(target_modules=["query"], k=2))
+
+
+def test_without_targets_the_selection_takes_those_of_peft():
+    model = build("llama")
+    config = LorsaConfig(selection="sensitivity", k=2, modules_to_save=["score"])
+    chosen = select_components(model, config, [batch(2)])
+    assert {name.rpartition(".")[2] for name in chosen} == {"q_proj", "v_proj"}
+    assert set(layers(get_peft_model(build("llama"), LorsaConfig(k=2)))) == {f"base_model.model.{n}" for n in chosen}
+    with pytest.raises(MethodError, match=r"target_modules is not given, and PEFT has no default for such a model"):
+        select_components(nn.Sequential(nn.Linear(4, 4)), LorsaConfig(k=2))
+
+
+def test_a_projection_that_is_never_called_is_refused():
+    model = nn.ModuleDict({"attention": nn.MultiheadAttention(12, 2), "last": nn.Linear(12, 3)})
+    with pytest.raises(MethodError, match=r"attention\.out_proj is the output projection of an nn\.MultiheadAttention"):
+        get_peft_model(model, LorsaConfig(target_modules=["out_proj"], k=2))
+
+
+def test_an_offloaded_weight_is_refused():
+    accelerate = pytest.importorskip("accelerate")
+    model = build("llama")
+    accelerate.cpu_offload(model)
+    with pytest.raises(MethodError, match=r"the weight of .*q_proj is offloaded; .* load the model whole"):
+        get_peft_model(model, LorsaConfig(target_modules=["q_proj"], k=2))
+
+
+def falcon() -> nn.Module:
+    """A model that adds to the result of a linear layer in place."""
+    sizes = {"vocab_size": 40, "hidden_size": 12, "num_hidden_layers": 2, "num_attention_heads": 2, "num_labels": 3}
+    torch.manual_seed(0)
+    config = FalconConfig(**sizes, pad_token_id=0, parallel_attn=True, new_decoder_architecture=False, alibi=False)
+    return AutoModelForSequenceClassification.from_config(config)
+
+
+def test_a_model_that_overwrites_results_is_calibrated_and_the_way_to_train_it_is_named(monkeypatch):
+    config = LorsaConfig(target_modules=["dense_4h_to_h"], selection="sensitivity", k=2, modules_to_save=["score"])
+    select_components(falcon(), config, [batch(2)])
+    model = get_peft_model(falcon(), config).train()
+    compiled = implementation() != "reference (PyTorch)"
+    with pytest.raises(RuntimeError, match="LORSA_KERNELS=reference") if compiled else nullcontext():
+        model(**batch()).loss.backward()
+    monkeypatch.setattr(dispatch, "_compiled", {"cpu": False})
+    model(**batch()).loss.backward()
+    assert all(p.grad.isfinite().all() for n, p in model.named_parameters() if p.requires_grad and "lorsa_" in n)
 
 
 @pytest.mark.parametrize("selection", ["sensitivity", "fisher"])
