@@ -21,7 +21,7 @@ import multiprocessing
 import os
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
@@ -167,8 +167,7 @@ class Plan:
 
     def ready(self, rows: Iterable[Row]) -> Iterator[tuple[Cell, list[str]]]:
         """Yield the runs that can start now and their overrides, in order; those in `rows` among them."""
-        rows = [row for row in rows if row.phase == "search"]
-        scores = {(row.stage, row.method, row.task, row.precision, row.lr): row.dev for row in rows}
+        rows = list(rows)
         for stage, method in self.methods:
             for task in self.tasks:
                 if task not in method["tasks"]:
@@ -177,14 +176,9 @@ class Plan:
                 for rate in rates:
                     cell = Cell(stage, method["label"], task, "search", rate, self.settings["search_seed"])
                     yield cell, self.overrides(cell, method)
-                found = [
-                    [scores.get((stage, method["label"], task, precision, rate)) for rate in rates]
-                    for precision in PRECISIONS
-                ]
-                whole = [devs for devs in found if None not in devs]
-                if not whole:
+                best = best_rate([row for row in rows if row.stage == stage], method, task)
+                if best is None:
                     continue
-                best = rates[max(range(len(rates)), key=lambda index: whole[0][index] or 0.0)]
                 for seed in method["seeds"]:
                     cell = Cell(stage, method["label"], task, "final", best, seed)
                     yield cell, self.overrides(cell, method)
@@ -234,6 +228,26 @@ class Plan:
             f"{rate}={cell.lr:g}",
             f"seed={cell.seed}",
         ]
+
+
+def best_rate(rows: Sequence[Row], method: Mapping[str, Any], task: str) -> float | None:
+    """Return the rate with the best dev score, None while the search is not whole in one precision.
+
+    Args:
+        rows: of one stage.
+        method: as in the plan.
+        task: each has a rate of its own.
+    """
+    for precision in PRECISIONS:
+        scores = {
+            row.lr: row.dev
+            for row in rows
+            if (row.phase, row.method, row.task, row.precision) == ("search", method["label"], task, precision)
+        }
+        rates = [float(rate) for rate in method.get("lr", [])]
+        if rates and all(rate in scores for rate in rates):
+            return max(rates, key=lambda rate: scores[rate])
+    return None
 
 
 def in_precision(overrides: list[str], precision: str) -> list[str]:

@@ -15,51 +15,22 @@ import statistics
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from scipy import stats
+from lorsa.runner.report.statistics import Difference, mean_difference
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from comparison import CSV, HERE, PRECISIONS, REFERENCE, Plan, Row, read_rows
+from comparison import CSV, HERE, PRECISIONS, REFERENCE, Plan, Row, best_rate, read_rows
 
 OTHER = "†"  # behind a mean with runs in another precision than the plan's
 
 
-@dataclass(frozen=True)
-class Difference:
-    """A mean paired difference, in points, and its 95 % confidence interval."""
-
-    mean: float
-    low: float
-    high: float
-    pairs: int
-
-    def __str__(self) -> str:
-        return f"{self.mean:+.2f} [{self.low:+.2f}, {self.high:+.2f}]"
-
-
-def paired_difference(differences: Mapping[str, Sequence[float]]) -> Difference | None:
-    """Return the mean over tasks of the mean over seeds of paired differences, with its 95 % interval.
-
-    Tasks are fixed and seeds are drawn, so the error is that of the seeds within each task, with Welch's and
-    Satterthwaite's degrees of freedom (Welch 1947, Biometrika 34). None for fewer than two seeds in a task.
-
-    Args:
-        differences: for each task, one difference per seed, in points.
-    """
-    if not differences or min(map(len, differences.values())) < 2:
-        return None
-    mean = statistics.mean(statistics.mean(values) for values in differences.values())
-    parts = [(statistics.variance(values) / len(values), len(values)) for values in differences.values()]
-    variance = sum(part for part, _ in parts) / len(parts) ** 2
-    pairs = sum(count for _, count in parts)
-    if variance == 0:
-        return Difference(mean, mean, mean, pairs)
-    freedom = sum(part for part, _ in parts) ** 2 / sum(part**2 / (count - 1) for part, count in parts)
-    half = float(stats.t.ppf(0.975, freedom)) * math.sqrt(variance)
-    return Difference(mean, mean - half, mean + half, pairs)
+def text(difference: Difference | None) -> str:
+    """Return a mean paired difference with its 95 % interval; a dash for none, or where noise is not known."""
+    if difference is None or difference.low is None:
+        return "-"
+    return f"{difference.mean:+.2f} [{difference.low:+.2f}, {difference.high:+.2f}]"
 
 
 class Results:
@@ -87,16 +58,26 @@ class Results:
         """Return every run of a method."""
         return [row for by_seed in self.rows[method].values() for row in by_seed.values()]
 
-    def against(self, method: str, others: Mapping[str, float], tasks: Sequence[str]) -> Difference | None:
-        """Compare a method with a weighted mean of others over the seeds that all have; None where a task has none."""
-        return paired_difference({task: list(self.pairs(method, others, task).values()) for task in tasks})
+    def against(
+        self, method: str, others: Mapping[str, float], tasks: Sequence[str], part: str = "validation"
+    ) -> Difference | None:
+        """Compare a method with a weighted mean of others over the seeds that all have; None where a task has none.
 
-    def pairs(self, method: str, others: Mapping[str, float], task: str) -> dict[int, float]:
+        Args:
+            method: its label.
+            others: their labels and weights.
+            tasks: what the mean is over.
+            part: what was scored: validation, or dev, which also chose the rate and the checkpoint.
+        """
+        pairs = {task: list(self.pairs(method, others, task, part).values()) for task in tasks}
+        return mean_difference(pairs) if min(map(len, pairs.values())) > 1 else None
+
+    def pairs(self, method: str, others: Mapping[str, float], task: str, part: str = "validation") -> dict[int, float]:
         """Return the differences in points by seed, each between runs of one precision, the plan's before others."""
         found: dict[int, float] = {}
         for precision in PRECISIONS:
             mine, *theirs = (
-                {row.seed: 100 * row.validation for row in self.in_precision(label, task, precision)}
+                {row.seed: 100 * getattr(row, part) for row in self.in_precision(label, task, precision)}
                 for label in (method, *others)
             )
             for seed in sorted(mine.keys() - found.keys()):
@@ -157,9 +138,43 @@ def table(results: Results, plan: Mapping[str, Any], reference: str) -> list[str
             difference = results.against(label, {reference: 1.0}, tasks) if label != reference else None
             cells += [
                 "-" if mean is None else f"{mean:.2f}{mark}{count}",
-                "-" if difference is None else str(difference),
+                text(difference),
             ]
         lines.append("| " + " | ".join([*cells, memory[label]]) + " |")
+    return lines
+
+
+def by_task(results: Results, plan: Mapping[str, Any], reference: str) -> list[str]:
+    """Return the Markdown lines of a table of differences to the reference: by task, and on the dev part."""
+    rows = []
+    labels = [method["label"] for method in plan["methods"] if results.all_rows(method["label"])]
+    for label in sorted(labels, key=lambda label: parameters(results, label)):
+        cells = [text(results.against(label, {reference: 1.0}, [task])) for task in results.tasks]
+        if label == reference or set(cells) == {"-"}:
+            continue
+        for tasks in task_sets(plan):
+            cells.append(text(results.against(label, {reference: 1.0}, tasks, "dev")))
+        rows.append("| " + " | ".join([label, *cells]) + " |")
+    if not rows:
+        return []
+    sets = task_sets(plan)
+    dev = [f"dev part, mean of {len(tasks)} tasks" if len(sets) > 1 else "dev part, mean" for tasks in sets]
+    head = [f"minus {reference} [95 %]", *results.tasks, *dev]
+    return ["", "| " + " | ".join(head) + " |", "|" + "---|" * len(head), *rows]
+
+
+def partners(results: Results, reference: str) -> list[str]:
+    """Return a paragraph with the reference's scores in other precisions, which its mean in the table lacks."""
+    lines = []
+    for precision in PRECISIONS[1:]:
+        cells = []
+        for task in results.tasks:
+            points = [100 * row.validation for row in results.in_precision(reference, task, precision)]
+            if points:
+                spread = f" ± {statistics.stdev(points):.1f}" if len(points) > 1 else ""
+                cells.append(f"{task} {statistics.mean(points):.1f}{spread} ({len(points)})")
+        if cells:
+            lines += ["", f"{reference} in {precision}, with which runs in {precision} are paired: {', '.join(cells)}."]
     return lines
 
 
@@ -171,7 +186,7 @@ def _comparison(
     for tasks in task_sets(plan):
         difference = results.against(method, others, tasks)
         if difference is not None:
-            lines += ["", f"{method} minus {name}: {difference}, {difference.pairs} pairs on {', '.join(tasks)}."]
+            lines += ["", f"{method} minus {name}: {text(difference)}, {difference.pairs} pairs on {', '.join(tasks)}."]
     return lines
 
 
@@ -215,9 +230,8 @@ def rates(rows: Sequence[Row], methods: Sequence[Mapping[str, Any]], tasks: Sequ
             cells = []
             for task in tasks:
                 score = scores.get((task, rate))
-                best = max((value for key, value in scores.items() if key[0] == task), default=None)
-                text = "-" if score is None else f"{100 * score:.1f}"
-                cells.append(f"**{text}**" if score is not None and score == best else text)
+                shown = "-" if score is None else f"{100 * score:.1f}"
+                cells.append(f"**{shown}**" if rate == best_rate(searches, method, task) else shown)
             lines.append(f"| {method['label']} | {rate:g} | " + " | ".join(cells) + " |")
     return lines
 
@@ -273,7 +287,9 @@ def report(rows: Sequence[Row], settings: Mapping[str, Any], folder: Path) -> st
         f"{settings['search_seed']} and chosen per task on a part of the training rows; the validation set is scored "
         "once per run. Numbers are points (100 x the metric), mean ± standard deviation over seeds; a number in "
         "brackets says how many seeds there are where not all are. `minus` a method is paired by task, seed and "
-        f"precision, with its 95 % confidence interval. {OTHER}: some runs are in another precision than bfloat16. "
+        "precision, with its 95 % confidence interval over seeds: with other rows to score, or rates chosen by another "
+        "seed, it would be wider, and the intervals are not corrected for their number. The dev part chose the rates "
+        f"and the checkpoints of all methods. {OTHER}: some runs are in another precision than bfloat16. "
         "Memory is the peak's ratio to that method's, in one precision. The runs were made on several machines, so "
         "their times do not compare; `python scripts/bench_training.py` times the methods side by side. `The line "
         "from` one method to another is their mean with weights such that it has as many parameters, in the logarithm. "
@@ -287,7 +303,9 @@ def report(rows: Sequence[Row], settings: Mapping[str, Any], folder: Path) -> st
         if not of_stage:
             lines.append("No runs yet.")
             continue
-        lines += table(results, plan, plan.get("reference", REFERENCE))
+        reference = plan.get("reference", REFERENCE)
+        lines += table(results, plan, reference)
+        lines += by_task(results, plan, reference) + partners(results, reference)
         for first, second in plan.get("pairs", []):
             lines += _comparison(results, plan, first, {second: 1.0}, second)
         if ends := plan.get("curve"):

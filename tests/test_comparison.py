@@ -218,21 +218,6 @@ def test_a_stage_that_does_not_exist_is_refused(tmp_path: Path):
         comparison.Plan(tmp_path / "plan.yaml", ["Z"], [], [])
 
 
-def test_one_task_is_the_paired_t_test_and_two_are_welchs():
-    generator = np.random.default_rng(0)
-    first, second = generator.normal(0.4, 1, 5), generator.normal(-0.2, 2, 7)
-    one = comparison_report.paired_difference({"sst2": list(first)})
-    expected = stats.ttest_1samp(first, 0).confidence_interval(0.95)
-    assert (one.low, one.high) == pytest.approx((expected.low, expected.high))
-    two = comparison_report.paired_difference({"sst2": list(first), "cola": list(second)})
-    # mean(first) - mean(-second) is twice the mean of the two tasks.
-    expected = stats.ttest_ind(first, -second, equal_var=False).confidence_interval(0.95)
-    assert (two.low, two.high) == pytest.approx((expected.low / 2, expected.high / 2))
-    assert two.mean == pytest.approx((first.mean() + second.mean()) / 2)
-    assert two.pairs == 12
-    assert comparison_report.paired_difference({"sst2": [1.0]}) is None
-
-
 def test_the_report_says_what_is_there_and_what_is_missing(plan: comparison.Plan, tmp_path: Path):
     rows = []
     for task in PLAN["tasks"]:
@@ -241,13 +226,48 @@ def test_the_report_says_what_is_there_and_what_is_missing(plan: comparison.Plan
             rows.append(row(cell, validation=0.5 + seed / 100))
             if task == "sst2":
                 later = dataclasses.replace(cell, method="later")
-                rows.append(row(later, validation=0.7 + seed / 50, peak_bytes=3 * 2**29, adapter_params=5))
+                scores = {"validation": 0.7 + seed / 50, "dev": 0.6 - seed / 50}
+                rows.append(row(later, **scores, peak_bytes=3 * 2**29, adapter_params=5))
     text = comparison_report.report(rows, plan.settings, tmp_path)
-    lines = {line.split(" | ")[0].removeprefix("| "): line for line in text.splitlines() if line.startswith("| ")}
+    table = text.partition("| minus lora r=8 [95 %] | sst2")[0]
+    lines = {line.split(" | ")[0].removeprefix("| "): line for line in table.splitlines() if line.startswith("| ")}
     assert "51.5 ± 0.7 | 51.5 ± 0.7 | 51.50 | - | 1.00 |" in lines["lora r=8"]
     assert "| 5 | 73.0 ± 1.4 | - | - | - | 1.50 |" in lines["later"]
     assert text.index("| later |") < text.index("| lora r=8 |")  # fewest parameters first
+    (differences,) = [line for line in text.splitlines() if line.startswith("| later | +")]
+    interval = stats.ttest_1samp([21.0, 22.0], 0).confidence_interval(0.95)
+    assert differences == f"| later | +21.50 [{interval.low:+.2f}, {interval.high:+.2f}] | - | - |"
     assert (tmp_path / "stage_a.svg").read_text().startswith("<?xml")
+
+
+def test_differences_by_task_are_given_for_the_dev_part_too_and_partners_are_shown(plan: comparison.Plan, tmp_path):
+    given = {"lora r=8": ([0.5, 0.52], [0.7, 0.71]), "later": ([0.6, 0.61], [0.6, 0.64])}
+    rows = [
+        row(comparison.Cell("A", method, task, "final", 1e-3, seed), validation=score, dev=dev, adapter_params=9)
+        for method, (scores, devs) in given.items()
+        for task in PLAN["tasks"]
+        for seed, score, dev in zip((1, 2), scores, devs, strict=True)
+    ]
+    words = json.dumps(["engine.precision=fp32"])
+    rows.append(row(comparison.Cell("A", "lora r=8", "cola", "final", 1e-3, 1), validation=0.3, overrides=words))
+    text = comparison_report.report(rows, plan.settings, tmp_path)
+    one = stats.ttest_1samp([10.0, 9.0], 0).confidence_interval(0.95)
+    dev = stats.ttest_ind([-10.0, -7.0], [10.0, 7.0], equal_var=False).confidence_interval(0.95)
+    task = f"+9.50 [{one.low:+.2f}, {one.high:+.2f}]"
+    assert "| minus lora r=8 [95 %] | sst2 | cola | dev part, mean |" in text
+    assert f"| later | {task} | {task} | -8.50 [{dev.low / 2:+.2f}, {dev.high / 2:+.2f}] |" in text
+    assert "\nlora r=8 in fp32, with which runs in fp32 are paired: cola 30.0 (1).\n" in text
+
+
+def test_the_rate_that_is_chosen_alone_is_bold(plan: comparison.Plan):
+    method = plan.settings["stages"]["A"]["methods"][0]
+    cells = [cell for cell, _ in plan.ready([]) if cell.method == method["label"] and cell.task == "sst2"]
+    rows = [row(cell, dev=0.5) for cell in cells]
+    shown = comparison_report.rates(rows[:-1], [method], ["sst2"])
+    assert not any("**" in line for line in shown)  # the search is not whole
+    shown = comparison_report.rates(rows, [method], ["sst2"])
+    bold = ["**50.0**" in line for line in shown[2:]]
+    assert bold == [True] + [False] * (len(cells) - 1)  # of equals the first
 
 
 def test_a_method_may_have_fewer_tasks_and_seeds_than_its_stage(tmp_path: Path):
@@ -267,7 +287,7 @@ def test_a_method_may_have_fewer_tasks_and_seeds_than_its_stage(tmp_path: Path):
         comparison_report.Results(rows, PLAN["tasks"]), plan.settings["stages"]["A"], "lora r=8"
     )
     assert "| mean of 1 tasks | minus lora r=8 [95 %] | mean of 2 tasks | minus lora r=8 [95 %] |" in lines[0]
-    assert "| 61.5 ± 0.7 (2) | - | 61.50 (2) | +0.00 [+0.00, +0.00] | - | - |" in next(x for x in lines if "later" in x)
+    assert "| 61.5 ± 0.7 (2) | - | 61.50 (2) | - | - | - |" in next(x for x in lines if "later" in x)
     assert "| 62.0 ± 1.0 | 22.0 ± 1.0 | 62.00 | - | 42.00 | - |" in next(x for x in lines if "| lora" in x)
     assert comparison_report.plot(
         comparison_report.Results(rows, PLAN["tasks"]), plan.settings["stages"]["A"], tmp_path / "plot.svg"
