@@ -36,6 +36,7 @@ RECORDED_PACKAGES = (
     "scikit-learn",
     "scipy",
 )
+_PACKAGES = ("conf", "kernels", "methods", "runner")
 
 
 def quiet_deepspeed() -> None:
@@ -134,7 +135,7 @@ def kernels_version(method: MethodConfig, device: torch.device) -> dict[str, str
 
 
 def git_state() -> dict[str, Any]:
-    """Return commit and cleanliness of the checkout this code runs from; nulls outside one."""
+    """Return the commit of the checkout that this code runs from and whether the code differs; nulls outside one."""
     folder = Path(__file__).resolve().parent
 
     def git(*arguments: str) -> str | None:
@@ -147,7 +148,8 @@ def git_state() -> dict[str, Any]:
     # A wheel in an environment that lies inside some other project's checkout has no commit.
     if git("ls-files", "--error-unmatch", Path(__file__).name) is None:
         return {"commit": None, "dirty": None}
-    changes = git("status", "--porcelain", "--untracked-files=no")
+    # A method's YAML that was just added counts, another document or table of results does not.
+    changes = git("status", "--porcelain", "--", *(str(folder.parent / package) for package in _PACKAGES))
     return {"commit": git("rev-parse", "HEAD"), "dirty": None if changes is None else bool(changes)}
 
 
