@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate import cpu_offload
 from peft import get_peft_model
 from tiny_models import ARCHITECTURES, adapt, batch, build, layers, logits
 from torch import Tensor, nn
@@ -222,9 +223,8 @@ def test_a_projection_that_is_never_called_is_refused():
 
 
 def test_an_offloaded_weight_is_refused():
-    accelerate = pytest.importorskip("accelerate")
     model = build("llama")
-    accelerate.cpu_offload(model)
+    cpu_offload(model)
     with pytest.raises(MethodError, match=r"the weight of .*q_proj is offloaded; .* load the model whole"):
         get_peft_model(model, LorsaConfig(target_modules=["q_proj"], k=2))
 
