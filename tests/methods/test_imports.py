@@ -18,7 +18,7 @@ def run(code: str, cwd: Path) -> subprocess.CompletedProcess[str]:
 
 
 def test_the_import_contracts_hold(tmp_path: Path):
-    pytest.importorskip("importlinter")
+    pytest.importorskip("importlinter", reason="import-linter is not installed")
     config = str(ROOT / "pyproject.toml")
     code = f"from importlinter.cli import lint_imports; raise SystemExit(lint_imports(config_filename={config!r}))"
     result = run(code, tmp_path)

@@ -100,12 +100,12 @@ def test_pairs_that_all_differ_alike_say_nothing_of_the_noise(shift):
 
 @pytest.mark.parametrize("p_values", [[0.01], [0.04, 0.01, 0.03], [0.5, 0.5, 0.001, 0.02, 0.9], [0.0, 1.0, 0.02], []])
 def test_holm_is_statsmodels(p_values):
-    multitest = pytest.importorskip("statsmodels.stats.multitest")
+    multitest = pytest.importorskip("statsmodels.stats.multitest", reason="statsmodels is not installed")
     expected = multitest.multipletests(p_values, method="holm")[1].tolist() if p_values else []
     assert holm(p_values) == pytest.approx(expected)
 
 
 def test_welchs_test_is_statsmodels():
-    weightstats = pytest.importorskip("statsmodels.stats.weightstats")
+    weightstats = pytest.importorskip("statsmodels.stats.weightstats", reason="statsmodels is not installed")
     for first, second in zip(SCORES[::2], SCORES[1::2], strict=True):
         assert differ(first, second) == (weightstats.ttest_ind(first, second, usevar="unequal")[1] < LEVEL)
