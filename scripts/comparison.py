@@ -19,6 +19,7 @@ import csv
 import json
 import multiprocessing
 import os
+import statistics
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -45,7 +46,7 @@ class Cell:
     stage: str
     method: str
     task: str
-    phase: str  # search: rates with the search seed; final: the seeds at the chosen rate
+    phase: str  # search: rates with the search seeds; final: the seeds at the chosen rate
     lr: float
     seed: int
 
@@ -133,8 +134,10 @@ class Plan:
             if stage not in known:
                 raise SystemExit(f"There is no stage {stage}; the stages are {', '.join(known)}.")
         for stage in self.settings["stages"].values():
-            stage.setdefault("tasks", self.settings["tasks"])
+            for each in ("tasks", "search_seeds"):
+                stage.setdefault(each, self.settings[each])
             for method in stage["methods"]:
+                method["search_seeds"] = stage["search_seeds"]
                 for each in ("tasks", "seeds"):
                     method.setdefault(each, stage[each])
         self._check(path)
@@ -172,10 +175,10 @@ class Plan:
             for task in self.tasks:
                 if task not in method["tasks"]:
                     continue
-                rates = [float(rate) for rate in method["lr"]]
-                for rate in rates:
-                    cell = Cell(stage, method["label"], task, "search", rate, self.settings["search_seed"])
-                    yield cell, self.overrides(cell, method)
+                for seed in method["search_seeds"]:
+                    for rate in map(float, method["lr"]):
+                        cell = Cell(stage, method["label"], task, "search", rate, seed)
+                        yield cell, self.overrides(cell, method)
                 best = best_rate([row for row in rows if row.stage == stage], method, task)
                 if best is None:
                     continue
@@ -231,7 +234,7 @@ class Plan:
 
 
 def best_rate(rows: Sequence[Row], method: Mapping[str, Any], task: str) -> float | None:
-    """Return the rate with the best dev score, None while the search is not whole in one precision.
+    """Return the rate with the best mean dev score, None while the search is not whole in one precision.
 
     Args:
         rows: of one stage.
@@ -239,15 +242,21 @@ def best_rate(rows: Sequence[Row], method: Mapping[str, Any], task: str) -> floa
         task: each has a rate of its own.
     """
     for precision in PRECISIONS:
-        scores = {
-            row.lr: row.dev
-            for row in rows
-            if (row.phase, row.method, row.task, row.precision) == ("search", method["label"], task, precision)
-        }
-        rates = [float(rate) for rate in method.get("lr", [])]
-        if rates and all(rate in scores for rate in rates):
-            return max(rates, key=lambda rate: scores[rate])
+        scores = searched(rows, method, task, precision)
+        if len(scores) == len(method["lr"]):
+            return max(scores, key=lambda rate: scores[rate])
     return None
+
+
+def searched(rows: Sequence[Row], method: Mapping[str, Any], task: str, precision: str) -> dict[float, float]:
+    """Return the dev score of each rate, in the plan's order: the mean over the search seeds, where all are there."""
+    wanted = ("search", method["label"], task, precision)
+    scores = {(row.lr, row.seed): row.dev for row in rows if (row.phase, row.method, row.task, row.precision) == wanted}
+    found = {}
+    for rate in map(float, method["lr"]):
+        if all((rate, seed) in scores for seed in method["search_seeds"]):
+            found[rate] = statistics.fmean(scores[rate, seed] for seed in method["search_seeds"])
+    return found
 
 
 def in_precision(overrides: list[str], precision: str) -> list[str]:

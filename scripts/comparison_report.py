@@ -21,7 +21,7 @@ from typing import Any
 from lorsa.runner.report.statistics import Difference, mean_difference
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from comparison import CSV, HERE, PRECISIONS, REFERENCE, Plan, Row, best_rate, read_rows
+from comparison import CSV, HERE, PRECISIONS, REFERENCE, Plan, Row, best_rate, read_rows, searched
 
 OTHER = "†"  # behind a mean with runs in another precision than the plan's
 
@@ -221,17 +221,17 @@ def rates(rows: Sequence[Row], methods: Sequence[Mapping[str, Any]], tasks: Sequ
     """Return the Markdown lines of the table of learning rates: the dev score of each, the chosen one in bold."""
     lines = ["| method | rate | " + " | ".join(tasks) + " |", "|---|---|" + "---|" * len(tasks)]
     for method in methods:
-        searches = [row for row in rows if row.method == method["label"] and row.phase == "search"]
-        searches.sort(key=lambda row: PRECISIONS.index(row.precision), reverse=True)
-        scores = {(row.task, row.lr): row.dev for row in searches}
-        for rate in map(float, method.get("lr", [])):
-            if not any(key[1] == rate for key in scores):
+        scores: dict[str, dict[float, float]] = defaultdict(dict)
+        for task in tasks:
+            for precision in reversed(PRECISIONS):  # the plan's takes the place of others
+                scores[task] |= searched(rows, method, task, precision)
+        for rate in map(float, method["lr"]):
+            if not any(rate in of_task for of_task in scores.values()):
                 continue
             cells = []
-            for task in tasks:
-                score = scores.get((task, rate))
-                shown = "-" if score is None else f"{100 * score:.1f}"
-                cells.append(f"**{shown}**" if rate == best_rate(searches, method, task) else shown)
+            for task, of_task in scores.items():
+                shown = f"{100 * of_task[rate]:.1f}" if rate in of_task else "-"
+                cells.append(f"**{shown}**" if rate == best_rate(rows, method, task) else shown)
             lines.append(f"| {method['label']} | {rate:g} | " + " | ".join(cells) + " |")
     return lines
 
@@ -283,9 +283,9 @@ def report(rows: Sequence[Row], settings: Mapping[str, Any], folder: Path) -> st
         "",
         "Written by `python scripts/comparison_report.py` from [runs.csv](runs.csv), which "
         "`python scripts/comparison.py` fills; [scripts/comparison.yaml](../../scripts/comparison.yaml) says what "
-        "runs. Within a stage every method has the same number of learning rates, tried with seed "
-        f"{settings['search_seed']} and chosen per task on a part of the training rows; the validation set is scored "
-        "once per run. Numbers are points (100 x the metric), mean ± standard deviation over seeds; a number in "
+        "runs. Within a stage every method has the same number of learning rates and of seeds to try them with, and "
+        "for each task the rate with the best score on a part of the training rows; the validation set is scored once "
+        "per run. Numbers are points (100 x the metric), mean ± standard deviation over seeds; a number in "
         "brackets says how many seeds there are where not all are. `minus` a method is paired by task, seed and "
         "precision, with its 95 % confidence interval over seeds: with other rows to score, or rates chosen by another "
         "seed, it would be wider, and the intervals are not corrected for their number. The dev part chose the rates "
@@ -315,7 +315,9 @@ def report(rows: Sequence[Row], settings: Mapping[str, Any], folder: Path) -> st
         file = f"stage_{stage.lower()}.svg"
         if plan.get("plot", True) and plot(results, plan, folder / file):
             lines += ["", f"![Score against parameters]({file})"]
-        lines += ["", "Learning rates, dev score with the search seed:", ""]
+        seeds = plan["search_seeds"]
+        of = f"seed {seeds[0]}" if len(seeds) == 1 else f"seeds {' and '.join(map(str, seeds))}, their mean"
+        lines += ["", f"Learning rates, dev score with {of}:", ""]
         lines += rates(of_stage, plan["methods"], plan["tasks"])
     made = Counter((row.cpu, row.precision, row.torch, row.peft) for row in rows)
     commits = sorted({row.commit for row in rows})

@@ -30,7 +30,7 @@ comparison, comparison_report = script("comparison"), script("comparison_report"
 
 PLAN = {
     "tasks": ["sst2", "cola"],
-    "search_seed": 0,
+    "search_seeds": [0],
     "stages": {
         "A": {
             "title": "Small",
@@ -95,6 +95,23 @@ def test_searches_start_first_and_seeds_at_the_best_dev_rate(plan: comparison.Pl
         ("later", "sst2", 4e-3, 1),
         ("later", "sst2", 4e-3, 2),
     }
+
+
+def test_a_rate_is_chosen_by_its_mean_over_the_search_seeds(tmp_path: Path):
+    settings = yaml.safe_load(yaml.safe_dump(PLAN))
+    settings["stages"]["A"]["search_seeds"] = [0, 10]
+    (tmp_path / "plan.yaml").write_text(yaml.safe_dump(settings))
+    plan = comparison.Plan(tmp_path / "plan.yaml", [], [], [])
+    dev = {(1e-3, 0): 0.6, (1e-3, 10): 0.7, (2e-3, 0): 0.9, (2e-3, 10): 0.3}
+    cells = [cell for cell, _ in plan.ready([]) if (cell.method, cell.task) == ("lora r=8", "sst2")]
+    assert [(cell.lr, cell.seed) for cell in cells] == list(dev)[::2] + list(dev)[1::2]  # a seed at all rates first
+    rows = [row(cell, dev=dev[cell.lr, cell.seed]) for cell in cells]
+    assert not [cell for cell, _ in plan.ready(rows[:-1]) if cell.phase == "final"]
+    assert {cell.lr for cell, _ in plan.ready(rows) if cell.phase == "final"} == {1e-3}
+    method = plan.settings["stages"]["A"]["methods"][0]
+    shown = comparison_report.rates(rows[:-1], [method], ["sst2"])
+    assert shown[2:] == ["| lora r=8 | 0.001 | 65.0 |"]  # the other has half of its search
+    assert comparison_report.rates(rows, [method], ["sst2"])[2] == "| lora r=8 | 0.001 | **65.0** |"
 
 
 def test_rows_that_the_plan_no_longer_asks_for_are_left_out(plan: comparison.Plan):
