@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from peft import LilyConfig, LoraConfig, PeftModel, PromptTuningConfig, get_peft_model
-from tiny_models import ARCHITECTURES, batch, build, logits
+from tiny_models import ARCHITECTURES, FORMS, adapt, batch, build, logits
 from torch import nn
 
 from lorsa.methods import MethodError, SelectedConfig, apply
@@ -54,6 +54,20 @@ def test_the_merged_model_is_plain_and_answers_alike(method: str):
     ]
     assert not hasattr(merged, "peft_config")
     assert not torch.allclose(logits(plain), expected, atol=1e-3)
+    plain.load_state_dict(merged.state_dict())
+    assert torch.equal(logits(plain), logits(merged))
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_every_form_of_lorsa_merges_into_every_architecture(architecture: str, form: str):
+    model = adapt(build(architecture), architecture, form)
+    moved(model)
+    expected = logits(model)
+    merged = merge_adapter(model, batch())
+    torch.testing.assert_close(logits(merged), expected, rtol=1e-5, atol=1e-5)
+    plain = build(architecture)
+    assert (logits(plain) - expected).abs().max() > 0.01
     plain.load_state_dict(merged.state_dict())
     assert torch.equal(logits(plain), logits(merged))
 

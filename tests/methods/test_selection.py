@@ -20,7 +20,7 @@ from lorsa.methods import LorsaConfig, MethodError, apply, select_components
 from lorsa.methods.frozen import frozen_evaluation
 from lorsa.methods.head import fitted_head
 from lorsa.methods.lorsa import Basis, singular_basis, target_layers
-from lorsa.methods.lorsa.selection import Bases
+from lorsa.methods.lorsa.selection import Bases, own_gains, pair_gains, value_gains
 from lorsa.methods.lorsa.sensitivity import mean_gradients, squared_gradients
 
 TARGETS = ["query", "key", "value", "attention.output.dense"]
@@ -52,26 +52,71 @@ def test_random_depends_on_the_seed_and_the_module_alone():
     assert fewer == {name: indices for name, indices in first.items() if name in fewer}
 
 
+def best(scores: dict[str, Tensor], allocation: str) -> set[tuple[str, int]]:
+    """The three of each module with the highest scores, or as many of the model."""
+    flat = sorted((score.item(), name, i) for name, each in scores.items() for i, score in enumerate(each))
+    if allocation == "global":
+        taken = flat[-3 * len(scores) :]
+    else:
+        taken = [entry for name in scores for entry in [e for e in flat if e[1] == name][-3:]]
+    return {(name, i) for _, name, i in taken}
+
+
+def pairs(components: dict[str, list[int]]) -> set[tuple[str, int]]:
+    return {(name, i) for name, indices in components.items() for i in indices}
+
+
 @pytest.mark.parametrize("allocation", ["layer", "global"])
-@pytest.mark.parametrize(("selection", "form"), [("sensitivity", "all"), ("fisher", "all"), ("fisher", "selected")])
-def test_gradient_rules_take_the_highest_scores(selection: str, form: str, allocation: str):
-    components, model, config = choose(selection, allocation=allocation, rotate=form)
+@pytest.mark.parametrize("form", ["all", "selected"])
+def test_fisher_takes_the_highest_scores(form: str, allocation: str):
+    components, model, config = choose("fisher", allocation=allocation, rotate=form)
     found = target_layers(model, config)
     with frozen_evaluation(model):
-        if selection == "fisher":
-            scores = squared_gradients(model, found, Bases(found), [batch(2)])
-        else:
-            scores = mean_gradients(
-                model, found, Bases(found), [batch(2)], diagonal=True, reduce=lambda _, M: M.square()
-            )
-    flat = sorted(((score.item(), name, i) for name, each in scores.items() for i, score in enumerate(each)))
-    if allocation == "global":
-        best = flat[-3 * len(found) :]
-    else:
-        best = [entry for name in found for entry in [e for e in flat if e[1] == name][-3:]]
-    chosen = {(name, i) for name, indices in components.items() for i in indices}
-    assert chosen == {(name, i) for _, name, i in best}
+        scores = squared_gradients(model, found, Bases(found), [batch(2)])
+    assert pairs(components) == best(scores, allocation)
     assert sum(map(len, components.values())) == 3 * len(found)
+
+
+@pytest.mark.parametrize("allocation", ["layer", "global"])
+@pytest.mark.parametrize(
+    ("form", "gains"),
+    [
+        ({"rotate": "all"}, value_gains),
+        ({"space": "subspace", "rotate": "selected", "r": 0}, value_gains),
+        ({"space": "subspace", "rotate": "selected"}, pair_gains),
+        ({"rotate": "selected"}, own_gains),
+    ],
+)
+def test_sensitivity_counts_what_a_form_would_train(form: dict[str, object], gains: object, allocation: str):
+    components, model, config = choose("sensitivity", allocation=allocation, **form)
+    found = target_layers(model, config)
+    bases = Bases(found)
+    with frozen_evaluation(model):
+        gradients = mean_gradients(model, found, bases, [batch(2)], diagonal=False, reduce=lambda _, M: M)
+    ranked = {
+        rule: best(
+            {
+                name: rule(M.diagonal() if rule is value_gains else M, bases.stored[name].s)
+                for name, M in gradients.items()
+            },
+            allocation,
+        )
+        for rule in (value_gains, pair_gains, own_gains)
+    }
+    assert pairs(components) == ranked[gains]
+    assert sum(map(len, components.values())) == 3 * len(found)
+    assert len(set(map(frozenset, ranked.values()))) == 3  # each would have chosen others
+
+
+@pytest.mark.parametrize("selection", ["sensitivity", "fisher"])
+def test_gradients_that_are_not_finite_choose_nothing(selection: str):
+    model = build("bert")
+    with torch.no_grad():
+        model.classifier.weight.fill_(torch.inf)
+    config = LorsaConfig(target_modules=list(TARGETS), selection=selection, k=3)
+    with pytest.raises(MethodError, match=r"gradients of \S+ on the calibration rows are not finite"):
+        select_components(model, config, [batch(2)], head_is_fitted=True)
+    assert config.components is None
 
 
 @pytest.mark.parametrize("selection", ["sensitivity", "fisher"])

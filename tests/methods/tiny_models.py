@@ -85,7 +85,7 @@ ARCHITECTURES = {
             pad_token_id=0,
             initializer_range=0.2,
         ),
-        ["q_proj", "v_proj", "down_proj"],
+        ["q_proj", "v_proj", "up_proj", "down_proj"],
         ["score"],
     ),
 }

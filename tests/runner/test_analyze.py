@@ -246,6 +246,19 @@ def test_the_heat_map_shows_the_share_of_each_part_that_was_chosen(runs):
         assert shares[:, column] == pytest.approx([len(chosen & set(each)) / len(each) for each in inside])
 
 
+def test_the_other_panels_show_how_far_the_components_moved(runs):
+    analysis = read_run(runs[0])
+    ratios, angles = draw([analysis]).axes[1:3]
+    moves = [module.movement for module in sorted(analysis.modules, key=lambda module: (module.type, module.layer))]
+    dots = [point for line in ratios.lines if line.get_marker() == "o" for point in line.get_xydata().tolist()]
+    assert dots == [[i, pytest.approx(median(move.relative_d.tolist()))] for i, move in enumerate(moves)]
+    bars = [bar.get_segments()[0][:, 1].tolist() for bar in ratios.collections]
+    assert [top for _, top in bars] == [pytest.approx(move.relative_d.max().item()) for move in moves]
+    for marker, side in (("o", "rotation_out"), ("^", "rotation_in")):
+        (marks,) = [line for line in angles.lines if line.get_marker() == marker]
+        assert marks.get_ydata() == pytest.approx([getattr(move, side).max().item() for move in moves])
+
+
 @pytest.mark.parametrize("number", [1, 6])
 def test_the_labels_of_the_figure_do_not_overlap(runs, number):
     figure = draw([read_run(runs[0])] * number)

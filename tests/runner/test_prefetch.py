@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from lorsa.methods import MethodError
 from lorsa.runner.commands.prefetch import prefetch
@@ -38,7 +40,15 @@ def test_what_is_prefetched_is_not_computed_again(
     monkeypatch.setattr("lorsa.methods.lorsa.cache.singular_basis", fail)
     result = job("debug=smoke", "method=lorsa")
     assert stored(cache) == first
-    assert {"basis", "select", "adapt"} <= result["timings"].keys()
+    assert all(result["timings"][part] > 0 for part in ("basis", "select", "adapt"))
+
+
+def test_a_terminal_shows_how_many_bases_are_done(cache: Path, monkeypatch: pytest.MonkeyPatch):
+    screen = io.StringIO()
+    monkeypatch.setattr("lorsa.runner.bases.console", Console(file=screen, force_terminal=True, width=80))
+    prefetch(["method=lorsa"])
+    assert "Bases" in screen.getvalue()
+    assert f"{len(stored(cache))}/{len(stored(cache))}" in screen.getvalue()
 
 
 def test_all_linear_leaves_out_the_head_and_counts_the_budget_without_it(cache: Path, job):
