@@ -323,7 +323,8 @@ def report(rows: Sequence[Row], settings: Mapping[str, Any], folder: Path) -> st
     commits = sorted({row.commit for row in rows})
     lines += ["", "## What ran", ""]
     for (cpu, precision, torch, peft), count in sorted(made.items()):
-        lines.append(f"- {count} runs on {cpu} in {precision}, one thread each, torch {torch}, peft {peft}.")
+        runs = "run" if count == 1 else "runs"
+        lines.append(f"- {count} {runs} on {cpu} in {precision}, one thread each, torch {torch}, peft {peft}.")
     lines += [f"- Commits: {', '.join(commits)}."]
     return "\n".join(lines) + "\n"
 

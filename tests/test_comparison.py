@@ -132,7 +132,7 @@ def test_a_run_in_another_precision_is_the_plans_and_says_so(plan: comparison.Pl
     cell, overrides = next(plan.ready([]))
     given = row(cell, overrides=json.dumps([*overrides, "engine.precision=fp32"]))
     assert plan.current([given]) == [given]
-    assert "1 runs on x in fp32, one thread each" in comparison_report.report([given], plan.settings, tmp_path)
+    assert "1 run on x in fp32, one thread each" in comparison_report.report([given], plan.settings, tmp_path)
     assert row(cell, overrides=json.dumps(overrides)).precision == "bf16"
 
 
