@@ -134,8 +134,9 @@ class Plan:
             if stage not in known:
                 raise SystemExit(f"There is no stage {stage}; the stages are {', '.join(known)}.")
         for stage in self.settings["stages"].values():
-            for each in ("tasks", "search_seeds"):
-                stage.setdefault(each, self.settings[each])
+            stage.setdefault("tasks", self.settings["tasks"])
+            of_all = dict.fromkeys(stage["tasks"], self.settings["search_seeds"])
+            stage["search_seeds"] = of_all | stage.get("search_seeds", {})
             for method in stage["methods"]:
                 method["search_seeds"] = stage["search_seeds"]
                 for each in ("tasks", "seeds"):
@@ -155,7 +156,7 @@ class Plan:
         """Refuse what would be run and never shown, or silently not compared."""
         for name, stage in self.settings["stages"].items():
             where, labels = f"{path}, stage {name}", [method["label"] for method in stage["methods"]]
-            if unknown := set(stage["tasks"]) - set(self.settings["tasks"]):
+            if unknown := {*stage["tasks"], *stage["search_seeds"]} - set(self.settings["tasks"]):
                 raise SystemExit(f"{where} may not have tasks that the plan has not: {', '.join(unknown)}.")
             for method in stage["methods"]:
                 if unknown := set(method["tasks"]) - set(stage["tasks"]):
@@ -175,7 +176,7 @@ class Plan:
             for task in self.tasks:
                 if task not in method["tasks"]:
                     continue
-                for seed in method["search_seeds"]:
+                for seed in method["search_seeds"][task]:
                     for rate in map(float, method["lr"]):
                         cell = Cell(stage, method["label"], task, "search", rate, seed)
                         yield cell, self.overrides(cell, method)
@@ -254,8 +255,9 @@ def searched(rows: Sequence[Row], method: Mapping[str, Any], task: str, precisio
     scores = {(row.lr, row.seed): row.dev for row in rows if (row.phase, row.method, row.task, row.precision) == wanted}
     found = {}
     for rate in map(float, method["lr"]):
-        if all((rate, seed) in scores for seed in method["search_seeds"]):
-            found[rate] = statistics.fmean(scores[rate, seed] for seed in method["search_seeds"])
+        by_seed = [scores[rate, seed] for seed in method["search_seeds"][task] if (rate, seed) in scores]
+        if len(by_seed) == len(method["search_seeds"][task]):
+            found[rate] = statistics.fmean(by_seed)
     return found
 
 

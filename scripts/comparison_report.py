@@ -283,9 +283,9 @@ def report(rows: Sequence[Row], settings: Mapping[str, Any], folder: Path) -> st
         "",
         "Written by `python scripts/comparison_report.py` from [runs.csv](runs.csv), which "
         "`python scripts/comparison.py` fills; [scripts/comparison.yaml](../../scripts/comparison.yaml) says what "
-        "runs. Within a stage every method has the same number of learning rates and of seeds to try them with, and "
-        "for each task the rate with the best score on a part of the training rows; the validation set is scored once "
-        "per run. Numbers are points (100 x the metric), mean ± standard deviation over seeds; a number in "
+        "runs. Within a stage every method has the same number of learning rates and the same seeds to try them with; "
+        "for each task it takes the rate with the best score on a part of the training rows. The validation set is "
+        "scored once per run. Numbers are points (100 x the metric), mean ± standard deviation over seeds; a number in "
         "brackets says how many seeds there are where not all are. `minus` a method is paired by task, seed and "
         "precision, with its 95 % confidence interval over seeds: with other rows to score, or rates chosen by another "
         "seed, it would be wider, and the intervals are not corrected for their number. The dev part chose the rates "
@@ -315,9 +315,10 @@ def report(rows: Sequence[Row], settings: Mapping[str, Any], folder: Path) -> st
         file = f"stage_{stage.lower()}.svg"
         if plan.get("plot", True) and plot(results, plan, folder / file):
             lines += ["", f"![Score against parameters]({file})"]
-        seeds = plan["search_seeds"]
-        of = f"seed {seeds[0]}" if len(seeds) == 1 else f"seeds {' and '.join(map(str, seeds))}, their mean"
-        lines += ["", f"Learning rates, dev score with {of}:", ""]
+        seeds = {task: " and ".join(map(str, plan["search_seeds"][task])) for task in plan["tasks"]}
+        several = [f"on {task} the mean over seeds {of_task}" for task, of_task in seeds.items() if "and" in of_task]
+        usual = " and ".join(map(str, settings["search_seeds"]))
+        lines += ["", f"Learning rates, dev score with seed {', '.join([usual, *several])}:", ""]
         lines += rates(of_stage, plan["methods"], plan["tasks"])
     made = Counter((row.cpu, row.precision, row.torch, row.peft) for row in rows)
     commits = sorted({row.commit for row in rows})

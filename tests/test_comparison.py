@@ -99,7 +99,7 @@ def test_searches_start_first_and_seeds_at_the_best_dev_rate(plan: comparison.Pl
 
 def test_a_rate_is_chosen_by_its_mean_over_the_search_seeds(tmp_path: Path):
     settings = yaml.safe_load(yaml.safe_dump(PLAN))
-    settings["stages"]["A"]["search_seeds"] = [0, 10]
+    settings["stages"]["A"]["search_seeds"] = {"sst2": [0, 10]}
     (tmp_path / "plan.yaml").write_text(yaml.safe_dump(settings))
     plan = comparison.Plan(tmp_path / "plan.yaml", [], [], [])
     dev = {(1e-3, 0): 0.6, (1e-3, 10): 0.7, (2e-3, 0): 0.9, (2e-3, 10): 0.3}
@@ -112,6 +112,9 @@ def test_a_rate_is_chosen_by_its_mean_over_the_search_seeds(tmp_path: Path):
     shown = comparison_report.rates(rows[:-1], [method], ["sst2"])
     assert shown[2:] == ["| lora r=8 | 0.001 | 65.0 |"]  # the other has half of its search
     assert comparison_report.rates(rows, [method], ["sst2"])[2] == "| lora r=8 | 0.001 | **65.0** |"
+    text = comparison_report.report(rows, plan.settings, tmp_path)
+    assert "dev score with seed 0, on sst2 the mean over seeds 0 and 10:" in text
+    assert {cell.seed for cell, _ in plan.ready([]) if cell.task == "cola"} == {0}
 
 
 def test_rows_that_the_plan_no_longer_asks_for_are_left_out(plan: comparison.Plan):
@@ -202,6 +205,7 @@ def test_a_precision_is_no_methods_own(tmp_path: Path):
     ("stage", "method", "said"),
     [
         ({"tasks": ["sst2", "qqq"]}, {}, "stage A may not have tasks that the plan has not: qqq"),
+        ({"search_seeds": {"qqq": [1]}}, {}, "stage A may not have tasks that the plan has not: qqq"),
         ({"tasks": ["sst2"]}, {"tasks": ["cola"]}, "stage A: later may not have other tasks: cola"),
         ({}, {"tasks": []}, "stage A has no task that all its methods have"),
         ({"reference": "lora r=9"}, {}, "stage A compares with what it does not have: lora r=9"),
