@@ -8,11 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from peft import get_peft_model_state_dict
+from peft import get_peft_model, get_peft_model_state_dict
 from safetensors.torch import save_file
 from tiny_models import ARCHITECTURES, FORMS, adapt, build, dense_rotation, layers, perturb
 from torch import Tensor, nn
 
+from lorsa.methods import LorsaConfig
 from lorsa.runner.movement import Array, Movement, adapter_movement, read_adapter, rotation_angles, vector_turns
 
 
@@ -67,6 +68,20 @@ def test_angles_too_small_for_a_cosine_keep_their_digits():
     x = torch.randn(30, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     turn = math.degrees(((P @ Q.mT - Q @ P.mT) @ x).norm() / x.norm())
     assert vector_turns(P.numpy(), Q.numpy(), x.numpy()).tolist() == pytest.approx([turn], rel=1e-6, abs=0)
+
+
+@pytest.mark.parametrize("n", [64, 1024])
+def test_the_first_update_turns_by_the_rate_times_the_root_of_what_it_turns(n: int):
+    torch.manual_seed(0)
+    model = get_peft_model(nn.Sequential(nn.Linear(n, n)), LorsaConfig(target_modules=["0"], k=4))
+    optimizer = torch.optim.AdamW([tensor for tensor in model.parameters() if tensor.requires_grad], lr=1e-3)
+    (model(torch.randn(32, n)) * torch.randn(32, n)).sum().backward()
+    optimizer.step()
+    (layer,) = layers(model).values()
+    for side in ("out", "in"):
+        P, Q = (getattr(layer, f"lorsa_{part}_{side}")["default"].detach().numpy() for part in "PQ")
+        (angle,) = np.radians(rotation_angles(P, Q))
+        assert angle == pytest.approx(1e-3 * n**0.5, rel=0.05)
 
 
 def test_what_was_not_trained_did_not_turn():
