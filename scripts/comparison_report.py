@@ -291,7 +291,8 @@ def report(rows: Sequence[Row], settings: Mapping[str, Any], folder: Path) -> st
         "seed, it would be wider, and the intervals are not corrected for their number. The dev part chose the rates "
         f"and the checkpoints of all methods. {OTHER}: some runs are in another precision than bfloat16. "
         "Memory is the peak's ratio to that method's, in one precision. The runs were made on several machines, so "
-        "their times do not compare, and memory does roughly; `python scripts/bench_training.py` times the methods side by side. `The line "
+        "their times do not compare, and memory does roughly; `python scripts/bench_training.py` times the methods "
+        "side by side. `The line "
         "from` one method to another is their mean with weights such that it has as many parameters, in the logarithm. "
         "What was "
         "found is in [FINDINGS.md](FINDINGS.md), what was tried in [TRIED.md](TRIED.md).",
