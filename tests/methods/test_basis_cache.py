@@ -355,7 +355,7 @@ def test_memory_stays_within_a_few_times_the_factors_and_reading_takes_what_is_a
 
     _, receiver = start(child)
     assert receiver.recv() < 6 * factors
-    assert receiver.recv() < factors / 2  # three more, one at a time
+    assert receiver.recv() < 2.5 * factors  # of three more, whose factors alone would take 3 if they were kept
     files, anonymous = receiver.recv()
     # The system maps up to 2 MiB at a time around what is read, here in two places.
     assert files < factors / 4
