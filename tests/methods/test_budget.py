@@ -156,9 +156,8 @@ def test_a_module_with_nothing_to_rotate_is_refused_by_name():
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_an_adapted_model_keeps_to_its_budget(architecture: str, selection: str, form: str):
     of = ARCHITECTURES[architecture]
-    config = LorsaConfig(
-        target_modules=list(of.targets), selection=selection, **{**FORMS[form], "k": 4, "r": 1}, budget=16
-    )
+    targets = [name for name in of.targets if name != "up_proj"]  # with it, not even r=1 of the ambient forms would fit
+    config = LorsaConfig(target_modules=targets, selection=selection, **{**FORMS[form], "k": 4, "r": 1}, budget=12.5)
     resolve_budget(build(architecture), config)
     fitted = config.k, config.r
     resolve_budget(build(architecture), config)
@@ -167,7 +166,7 @@ def test_an_adapted_model_keeps_to_its_budget(architecture: str, selection: str,
     assert (config.k, config.r) == fitted
     shapes = [layer.base_layer.weight.shape for layer in layers(model).values()]
     assert report.adapter_params == size(shapes, *fitted, config.space)  # the head trains besides
-    assert 0 < 100 * report.adapter_params / report.total_params <= 16
+    assert 0 < 100 * report.adapter_params / report.total_params <= 12.5
     assert torch.equal(logits(model.eval()), logits(build(architecture)))
 
 
